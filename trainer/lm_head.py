@@ -1,0 +1,302 @@
+"""The fused language-model head: a causal LM's forward that answers with log-probabilities instead of logits.
+
+In: a transformers model (bare, or the base model inside a PEFT wrapper), input ids and labels. Out: for every label that
+is not -100 the log-probability and the entropy of its next-token distribution, without the (B, L, V) logits.
+
+    y = softcap * tanh(logit_scale * (h W^T + b) / softcap)      p = softmax(y / T)
+
+`add_fused_lm_head` takes the place of the function of the same name in trl.trainer.utils (same signature, same output
+class), so that TRL's trainer calls it where it would have called its own. The model's backbone is called as TRL calls
+it; what differs is who multiplies: cer_ext.linear_logprobs_and_entropy, on the positions that are scored and no others.
+
+A low-rank adapter on the head (LoRA) is a wider product, so no (B, L, V) tensor and no merged weight is needed for it:
+
+    h W^T + s dropout(h) A^T B^T  =  [h, s dropout(h) A^T] [W, B]^T
+
+The price is one (V, D + r) copy of the weight per pass. The alternative, W + s B A, costs the same and has no dropout.
+
+Whatever a model does to its logits beyond this equation would be wrong silently, so the head is compared with the
+model's own logits when it is added, wherever the weights are in place (sharded or meta weights can't be run there).
+"""
+
+from __future__ import annotations
+
+import functools
+import types
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
+from transformers.utils import is_peft_available
+from trl.trainer.utils import FusedCausalLMOutput, maybe_gather_lm_head_ctx
+
+from cer_ext import linear_logprobs_and_entropy
+
+_LORA_VARIANTS_HINT = "plain LoRA, modules_to_save and trainable_token_indices are served on the head"
+
+
+def add_fused_lm_head(
+    model: PreTrainedModel,
+    temperature: float = 1.0,
+    cast_lm_head_to_fp32: bool = False,
+    outputs: tuple[str, ...] = ("log_probs",),
+) -> None:
+    """Patch `model` so that `model(..., labels=labels, fused_lm_head=True)` returns per-token log-probabilities.
+
+    Without `fused_lm_head=True` the forward stays the model's own, so generation is unchanged.
+
+    Args:
+        model: causal language model; add the head before PEFT wraps it, or to `get_base_model()` afterwards.
+        temperature: what the logits are divided by.
+        cast_lm_head_to_fp32: project in float32, outside autocast.
+        outputs: "log_probs", and "entropy" where it is wanted.
+
+    Raises:
+        ValueError: the model or its head cannot be served correctly; the message names the class and what is missing.
+    """
+    unknown = set(outputs) - {"log_probs", "entropy"}
+    if unknown:
+        raise ValueError(f"outputs may hold 'log_probs' and 'entropy', got {sorted(unknown)} as well")
+    _require_servable_head(model, cast_lm_head_to_fp32)
+    original_forward = model.forward
+    text_config = model.config.get_text_config()
+    logit_scale, softcap = logit_transform(text_config)
+
+    # `generate` checks its keyword arguments against the signature of the model's own forward.
+    @functools.wraps(type(model).forward)
+    def forward(self, *args, fused_lm_head=False, labels=None, shift_labels=None, **kwargs):
+        if not fused_lm_head:
+            given = {"labels": labels, "shift_labels": shift_labels}
+            return original_forward(*args, **{k: v for k, v in given.items() if v is not None}, **kwargs)
+
+        kwargs["use_cache"] = False
+        if getattr(text_config, "output_router_logits", False):
+            kwargs.setdefault("output_router_logits", True)
+        # Backbone and head are looked up in every call: PEFT and FSDP replace them after this function has run.
+        backbone_outputs = self.base_model(*args, **kwargs)
+        hidden = backbone_outputs.last_hidden_state  # (B, L, D)
+        if shift_labels is None:
+            hidden, target = hidden[:, :-1], labels[:, 1:]  # (B, L-1, D), (B, L-1)
+        else:
+            target = shift_labels
+        head = self.get_output_embeddings()
+        device = next(head.parameters()).device  # a model split by device_map may end elsewhere than its head
+        hidden, target = hidden.to(device), target.to(device)
+        scored = target != -100
+
+        # Prompt and padding are left out before the product; masked_scatter keeps the graph even if nothing is scored.
+        log_probs, entropy = _score(
+            head, hidden[scored], target[scored], temperature, logit_scale, softcap, cast_lm_head_to_fp32, outputs
+        )
+        log_probs = log_probs.new_zeros(scored.shape).masked_scatter(scored, log_probs)
+        if entropy is not None:
+            entropy = entropy.new_zeros(scored.shape).masked_scatter(scored, entropy)
+
+        aux_loss = None
+        if kwargs.get("output_router_logits"):
+            aux_loss = _load_balancing_loss(backbone_outputs.router_logits, text_config, kwargs.get("attention_mask"))
+        return FusedCausalLMOutput(log_probs=log_probs, entropy=entropy, label_mask=scored, aux_loss=aux_loss)
+
+    model.forward = types.MethodType(forward, model)
+    if all(_in_place(parameter) for parameter in model.parameters()):
+        _compare_with_own_logits(model, original_forward, temperature)
+
+
+def logit_transform(text_config) -> tuple[float, float | None]:
+    """(logit_scale, softcap) of `softcap * tanh(logit_scale * logits / softcap)` as the model's config declares them."""
+    scales = {
+        name: getattr(text_config, name, None)
+        for name in ("logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling")
+    }
+    # Granite and MiniCPM3 divide by logits_scaling, HyperCLOVA X multiplies by it.
+    if scales["logits_scaling"] is not None and text_config.model_type != "hyperclovax":
+        scales["logits_scaling"] = 1 / scales["logits_scaling"]
+    logit_scale = next((float(scale) for scale in scales.values() if scale is not None), 1.0)
+    caps = (getattr(text_config, name, None) for name in ("final_logit_softcapping", "logits_soft_cap"))
+    return logit_scale, next((float(cap) for cap in caps if cap is not None), None)
+
+
+def _score(
+    head: nn.Module,
+    hidden: Tensor,  # (N, D)
+    target: Tensor,  # (N,)
+    temperature: float,
+    logit_scale: float,
+    softcap: float | None,
+    cast_lm_head_to_fp32: bool,
+    outputs: tuple[str, ...],
+) -> tuple[Tensor, Tensor | None]:
+    device_type = hidden.device.type
+    if cast_lm_head_to_fp32:
+        dtype = torch.float32
+    elif torch.is_autocast_enabled(device_type):
+        dtype = torch.get_autocast_dtype(device_type)
+    else:
+        dtype = hidden.dtype
+    head = active_head(head)
+    # ZeRO-3 leaves parameters empty outside this context.
+    with torch.autocast(device_type, enabled=False), maybe_gather_lm_head_ctx(*head.parameters()):
+        hidden, weight, bias = head_operands(head, hidden.to(dtype))
+        return linear_logprobs_and_entropy(
+            hidden,
+            weight,
+            target,
+            bias,
+            temperature=temperature,
+            logit_scale=logit_scale,
+            softcap=softcap,
+            return_entropy="entropy" in outputs,
+        )
+
+
+def active_head(head: nn.Module) -> nn.Module:
+    """The module whose parameters make the logits now: PEFT's modules_to_save keeps one copy of the head per adapter."""
+    if is_peft_available():
+        from peft.utils.other import ModulesToSaveWrapper
+
+        if isinstance(head, ModulesToSaveWrapper):
+            if head.disable_adapters or not head.active_adapters:
+                return head.original_module
+            return head.modules_to_save[head.active_adapters[0]]
+    return head
+
+
+def head_operands(head: nn.Module, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    """(hidden, weight, bias) with `hidden @ weight.T + bias` equal to `head(hidden)`, adapters and dropout included.
+
+    Args:
+        head: what `active_head` returned.
+        hidden: (N, D), in the dtype of the product.
+
+    Returns:
+        hidden (N, D + R), weight (V, D + R) and bias (V,) or None, in hidden's dtype; R is the sum of the ranks of the
+        active LoRA adapters, 0 without.
+    """
+    adapters = _active_lora(head)
+    base = head.base_layer if _is_lora_linear(head) else head
+    weight, bias = _whole(base.weight, hidden.dtype), _whole(getattr(base, "bias", None), hidden.dtype)
+    if not adapters:
+        return hidden, weight, bias
+
+    columns, rows = [hidden], [weight]
+    for adapter in adapters:
+        lora_a, lora_b, scaling = head.lora_A[adapter], head.lora_B[adapter], head.scaling[adapter]
+        down = _whole(lora_a.weight, lora_a.weight.dtype)  # (r, D), often float32 under a bfloat16 model
+        dropped = head.lora_dropout[adapter](hidden.to(down.dtype))
+        columns.append((scaling * (dropped @ down.T)).to(hidden.dtype))  # (N, r)
+        rows.append(_whole(lora_b.weight, hidden.dtype))  # (V, r)
+        if lora_b.bias is not None:
+            shift = scaling * _whole(lora_b.bias, hidden.dtype)
+            bias = shift if bias is None else bias + shift
+    return torch.cat(columns, dim=1), torch.cat(rows, dim=1), bias
+
+
+def _whole(parameter: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """The parameter unsharded, on its autograd path, in `dtype`."""
+    if parameter is None:
+        return None
+    if isinstance(parameter, DTensor):  # FSDP2
+        parameter = parameter.full_tensor()
+    elif hasattr(parameter, "ds_id") and torch.is_grad_enabled():
+        # The backward multiplies by the weight again, after ZeRO-3 has taken it back: it needs a copy of its own.
+        parameter = parameter.clone()
+    return parameter.to(dtype)
+
+
+def _is_lora_linear(head: nn.Module) -> bool:
+    if not is_peft_available():
+        return False
+    from peft.tuners.lora.layer import Linear
+
+    return isinstance(head, Linear)
+
+
+def _active_lora(head: nn.Module) -> list[str]:
+    if not _is_lora_linear(head) or head.disable_adapters or head.merged:
+        return []
+    return [adapter for adapter in head.active_adapters if adapter in head.lora_A]
+
+
+def _require_servable_head(model: PreTrainedModel, cast_lm_head_to_fp32: bool) -> None:
+    name = type(model).__name__
+
+    def refuse(reason: str) -> None:
+        raise ValueError(f"{name} cannot be trained with the fused head: {reason}")
+
+    if getattr(model.config, "is_encoder_decoder", False):
+        refuse("it is an encoder-decoder; the head scores the next token of a decoder-only model")
+    head = model.get_output_embeddings()
+    if head is None:
+        refuse("get_output_embeddings() returns None, so there is no weight to multiply with")
+    head = active_head(head)
+    if _is_lora_linear(head):
+        if cast_lm_head_to_fp32:
+            refuse("cast_lm_head_to_fp32=True replaces the forward of a head that carries a LoRA adapter")
+        if head.lora_variant:
+            variants = sorted({type(variant).__name__ for variant in head.lora_variant.values()})
+            refuse(f"its head carries {', '.join(variants)}; {_LORA_VARIANTS_HINT}")
+        if head.fan_in_fan_out:
+            refuse("its LoRA head stores the weight transposed (fan_in_fan_out)")
+        head = head.base_layer
+    elif is_peft_available():
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        if isinstance(head, BaseTunerLayer):
+            refuse(f"its head carries {type(head).__module__}.{type(head).__name__}; {_LORA_VARIANTS_HINT}")
+    weight = getattr(head, "weight", None)
+    if not isinstance(weight, Tensor) or not weight.is_floating_point():
+        kind = f"{weight.dtype} weight" if isinstance(weight, Tensor) else "no weight"
+        refuse(f"its head is a {type(head).__name__} with {kind}; a floating-point weight (V, D) is needed")
+    if weight.dim() != 2 and not hasattr(weight, "ds_id"):
+        refuse(f"the weight of its head has shape {tuple(weight.shape)}; (V, D) is needed")
+
+
+def _in_place(parameter: Tensor) -> bool:
+    return not (parameter.is_meta or isinstance(parameter, DTensor) or hasattr(parameter, "ds_id"))
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """`model.eval()` for a while, every module's own flag restored: no dropout, so no random number is drawn either."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _compare_with_own_logits(model: PreTrainedModel, original_forward, temperature: float) -> None:
+    """Raise unless the head and the model's own forward agree on a few tokens, to the precision of its dtype."""
+    vocabulary = model.config.get_text_config().vocab_size
+    device = model.get_input_embeddings().weight.device
+    input_ids = (torch.arange(1, 6, device=device) % vocabulary)[None]  # (1, 5)
+    with torch.no_grad(), evaluation_mode(model):
+        logits = original_forward(input_ids=input_ids, use_cache=False).logits[0, :-1]  # (4, V)
+        fused = model(input_ids=input_ids, labels=input_ids, fused_lm_head=True).log_probs[0]  # (4,)
+    scaled = logits.double() / temperature
+    own = scaled.log_softmax(-1).gather(-1, input_ids[0, 1:, None].to(logits.device))[:, 0]  # (4,)
+    coarsest = max(torch.finfo(p.dtype).eps for p in model.parameters() if p.is_floating_point())
+    tolerance = 1e-5 + 32 * coarsest * max(1.0, scaled.abs().max().item())
+    error = (own - fused.to(own.device)).abs()
+    if not bool((error <= tolerance).all()):
+        worst = int(error.argmax()) if not error.isnan().any() else int(error.isnan().int().argmax())
+        raise ValueError(
+            f"{type(model).__name__} cannot be trained with the fused head: at position {worst} of a probe its own "
+            f"logits give log-probability {own[worst].item():.6f}, the head {fused[worst].item():.6f} (tolerance "
+            f"{tolerance:.1e}). Its forward changes the logits in a way that is none of bias, logit_scale, "
+            "output_multiplier, lm_head_multiplier, logits_scaling, final_logit_softcapping, logits_soft_cap"
+        )
+
+
+def _load_balancing_loss(router_logits, text_config, attention_mask: Tensor | None) -> Tensor:
+    # The one function that every mixture-of-experts family of transformers uses.
+    from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
+
+    return load_balancing_loss_func(
+        router_logits, text_config.num_experts, text_config.num_experts_per_tok, attention_mask
+    )
