@@ -1,1 +1,57 @@
+// What one compiled instruction set offers: straight loops over a stretch of one row, and nothing about rows, threads
+// or states. kernels.cpp is compiled once per instruction set and defines one table each; dispatch.h picks one.
+//
+// Only plain types pass through here, and kernels.cpp shares no inline function with any other file: were one
+// compiled with AVX-512 and with SSE2, the linker would keep either (one-definition rule).
+// The tables are constants: nothing of an instruction set runs before it is chosen.
 #pragma once
+
+#include <cstdint>
+
+namespace cer::cpu {
+
+// The parts of a SoftmaxState (softmax_state.h) of one block of columns; r is NaN where the block has NaN or +inf.
+struct BlockSums {
+  double m, c, r, u;
+};
+
+// Arrays are indexed by ScalarType. Entries are x, b is the inverse temperature; all sums are over the n entries.
+struct IsaKernels {
+  const char* name;
+
+  // The largest entry; NaN is passed over.
+  double (*largest[4])(const void* x, std::int64_t n);
+
+  // For entries that all lie strictly below m: r = sum e^(b(x-m)), u = sum e^(b(x-m)) b(m-x), one read, one pass.
+  // False (and nothing written) where an entry does not lie below m or is NaN. m must be exact in the entries' type.
+  bool (*fold_below[4])(const void* x, std::int64_t n, double m, double b, double* r, double* u);
+
+  // The block's own maximum, its count and the sums below it, in two passes.
+  void (*fold_block[4])(const void* x, std::int64_t n, double b, BlockSums* sums);
+
+  // y = softcap tanh(scale (x + bias) / softcap) (softcap 0: no cap) and slope = dy/dx (null: not wanted), in double.
+  // bias: null, or float entries (double where x is double).
+  void (*transform[4])(const void* x, const void* bias, std::int64_t n, double scale, double softcap, double* y,
+                       double* slope);
+
+  // out = e^d (a + h d), d = b(x-m); grad[logits' type][out's type], null where one is double and the other is not.
+  // out may be x.
+  void (*grad[4][4])(const void* x, std::int64_t n, double m, double b, double a, double h, void* out);
+};
+
+namespace baseline {
+extern const IsaKernels kernels;
+}
+#if defined(__x86_64__)
+namespace avx2 {
+extern const IsaKernels kernels;
+}
+namespace avx512 {
+extern const IsaKernels kernels;
+}
+namespace avx512bf16 {
+extern const IsaKernels kernels;
+}
+#endif
+
+}  // namespace cer::cpu
