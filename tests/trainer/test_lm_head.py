@@ -308,10 +308,10 @@ def test_logits_changed_in_an_unknown_way_are_refused_at_construction():
 
 def test_models_without_a_servable_head_are_refused_by_name():
     model = make_model("llama")
-    with pytest.raises(ValueError, match="LlamaModel .* get_output_embeddings"):
+    with pytest.raises(ValueError, match=r"LlamaModel .* get_output_embeddings"):
         add_fused_lm_head(model.model)
     model.config.is_encoder_decoder = True
-    with pytest.raises(ValueError, match="LlamaForCausalLM .* encoder-decoder"):
+    with pytest.raises(ValueError, match=r"LlamaForCausalLM .* encoder-decoder"):
         add_fused_lm_head(model)
     with pytest.raises(ValueError, match="mean_logits"):
         add_fused_lm_head(make_model("llama"), outputs=("log_probs", "mean_logits"))
@@ -320,7 +320,7 @@ def test_models_without_a_servable_head_are_refused_by_name():
 def test_a_quantised_head_is_refused():
     model = make_model("llama")
     model.lm_head.weight = nn.Parameter(torch.zeros(VOCABULARY, 16, dtype=torch.int8), requires_grad=False)
-    with pytest.raises(ValueError, match="LlamaForCausalLM .* torch.int8 weight"):
+    with pytest.raises(ValueError, match=r"LlamaForCausalLM .* torch.int8 weight"):
         add_fused_lm_head(model)
 
 

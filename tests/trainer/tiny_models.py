@@ -49,7 +49,6 @@ FAMILIES = {
             "num_experts": 4,
             "num_experts_per_tok": 2,
             "moe_intermediate_size": 16,
-            "output_router_logits": True,
             "router_aux_loss_coef": 0.1,
         },
     ),

@@ -1,0 +1,419 @@
+"""CERTrainer beside stock TRL: the same run, number for number; and the TECA that the reward functions receive."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from tiny_models import count_reward, make_model, prompts
+from trl import GRPOTrainer
+from trl.trainer import grpo_trainer
+
+from trainer.cer_trainer import CERTrainer
+
+# Both trainers do the same arithmetic in float32 in another order; over three steps nothing else may differ.
+LOG_TOLERANCE = {"rel": 2e-5, "abs": 2e-6}
+PARAMETER_TOLERANCE = {"rtol": 1e-5, "atol": 1e-6}
+_CLOCK = {"train_runtime", "train_samples_per_second", "train_steps_per_second", "step_time"}
+_CLOCK |= {f"eval_{name}" for name in ("runtime", "samples_per_second", "steps_per_second")}
+OURS = {"teca", "entropy_sum", "eval_teca", "eval_entropy_sum"}
+
+
+def run(trainer_class, model, tokenizer, arguments, reward=count_reward, dataset=None, **options):
+    """Train; returns the trainer and every token that was sampled."""
+    sampled = []
+
+    def recorded(completion_ids, **kwargs):
+        sampled.extend(completion_ids)
+        return reward(completion_ids=completion_ids, **kwargs)
+
+    trainer = trainer_class(
+        model,
+        recorded,
+        args=arguments,
+        train_dataset=prompts() if dataset is None else dataset,
+        processing_class=tokenizer,
+        **options,
+    )
+    trainer.start = {n: p.detach().clone() for n, p in trainer.model.named_parameters() if p.requires_grad}
+    trainer.train()
+    return trainer, sampled
+
+
+def assert_same_run(ours, stock) -> None:
+    """Same samples, same log (but the clock and what only we log), same parameters."""
+    (our_trainer, our_samples), (stock_trainer, stock_samples) = ours, stock
+    assert our_samples == stock_samples
+    assert len(our_trainer.state.log_history) == len(stock_trainer.state.log_history)
+    for mine, theirs in zip(our_trainer.state.log_history, stock_trainer.state.log_history, strict=True):
+        assert mine.keys() - OURS == theirs.keys()
+        for key in theirs.keys() - _CLOCK:
+            assert mine[key] == pytest.approx(theirs[key], **LOG_TOLERANCE, nan_ok=True), (
+                f"{key} at step {theirs['step']}: {mine[key]!r}, stock TRL {theirs[key]!r}"
+            )
+    their_parameters = dict(stock_trainer.model.named_parameters())
+    for name, parameter in our_trainer.model.named_parameters():
+        torch.testing.assert_close(
+            parameter, their_parameters[name], **PARAMETER_TOLERANCE, msg=lambda m, n=name: f"{n}: {m}"
+        )
+
+
+def compare(load_model, tokenizer, arguments, *, family="qwen3", wrap=lambda model: model, options=dict, **rest):
+    """The same run twice, stock TRL's and ours; `options` makes fresh constructor arguments for each."""
+    runs = [
+        run(trainer_class, wrap(load_model(family)), tokenizer, arguments(), **options(), **rest)
+        for trainer_class in (CERTrainer, GRPOTrainer)
+    ]
+    assert_same_run(*runs)
+    trainer, _ = runs[0]
+    end = dict(trainer.model.named_parameters())
+    moved = sum((end[name] - before).norm() for name, before in trainer.start.items())
+    assert moved > 100 * PARAMETER_TOLERANCE["atol"], "too little was trained to compare anything"
+    return trainer
+
+
+def new_lora():
+    return {"peft_config": LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj", "down_proj"])}
+
+
+# aligned: TRL makes no pass for old_per_token_logps. misaligned: it does, and reuses samples after an update.
+STEPS = {
+    "aligned": {"gradient_accumulation_steps": 2, "steps_per_generation": 2},
+    "misaligned": {"gradient_accumulation_steps": 1, "steps_per_generation": 2, "max_steps": 4},
+}
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.1], ids=["beta 0", "beta 0.1"])
+@pytest.mark.parametrize("steps", STEPS)
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+def test_run_equals_stock_trl(load_model, tokenizer, config, tuning, steps, beta):
+    trainer = compare(
+        load_model,
+        tokenizer,
+        lambda: config(optim="sgd", learning_rate=0.1, beta=beta, **STEPS[steps]),
+        options=new_lora if tuning == "lora" else dict,
+    )
+    history = trainer.state.log_history[:-1]
+    assert all(entry["grad_norm"] > 1e-3 for entry in history)
+    assert ("kl" in history[0]) == (beta > 0)
+    assert beta == 0 or history[-1]["kl"] > 1e-4
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "cohere", "granite", "phi", "qwen3_moe"])
+def test_run_of_every_kind_of_head_equals_stock_trl(load_model, tokenizer, config, family):
+    compare(
+        load_model,
+        tokenizer,
+        lambda: config(optim="sgd", learning_rate=0.05, beta=0.05, max_steps=2, entropy_coef=0.01),
+        family=family,
+    )
+
+
+def test_a_continued_adapter_equals_stock_trl(load_model, tokenizer, config):
+    """TRL keeps a copy of the adapter as the reference, named "ref"."""
+
+    def wrap(model):
+        torch.manual_seed(2)
+        model = get_peft_model(model, new_lora()["peft_config"])
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.data.normal_(std=0.2)
+        return model
+
+    for steps in STEPS.values():
+        trainer = compare(
+            load_model, tokenizer, lambda s=steps: config(optim="sgd", learning_rate=0.1, beta=0.1, **s), wrap=wrap
+        )
+        assert "ref" in trainer.model.peft_config
+        assert trainer.state.log_history[-2]["kl"] > 1e-5
+
+
+def test_the_extra_pass_draws_no_random_number_under_dropout(load_model, tokenizer, config):
+    """LoRA dropout is on while TRL trains; with an extra pass that drew one number, the losses would part."""
+    compare(
+        load_model,
+        tokenizer,
+        lambda: config(optim="sgd", learning_rate=0.1, beta=0.1),
+        options=lambda: {"peft_config": LoraConfig(r=4, lora_dropout=0.4, target_modules=["q_proj", "up_proj"])},
+    )
+
+
+def test_lora_on_the_head_which_stock_trl_refuses_trains_the_head(load_model, tokenizer, config):
+    def options():
+        return {"peft_config": LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "lm_head"])}
+
+    with pytest.raises(ValueError, match="lm_head"):
+        run(GRPOTrainer, load_model("llama"), tokenizer, config(beta=0.1), **options())
+    trainer, _ = run(CERTrainer, load_model("llama"), tokenizer, config(beta=0.1), **options())
+    trained = dict(trainer.model.named_parameters())
+    assert trained["base_model.model.lm_head.lora_B.default.weight"].abs().max() > 1e-3
+    assert torch.equal(trained["base_model.model.lm_head.base_layer.weight"], load_model("llama").lm_head.weight)
+    assert trainer.state.log_history[-2]["kl"] > 1e-5
+    # TRL's own names are back in place.
+    assert grpo_trainer.add_fused_lm_head.__module__ == "trl.trainer.utils"
+    assert grpo_trainer.BaseTunerLayer.__module__.startswith("peft.")
+
+
+def entropies_in_float64(model, prompt_ids, completion_ids, temperature) -> list[torch.Tensor]:
+    """Token entropies of each completion from the model's plain logits, one unpadded sequence at a time."""
+    twin = copy.deepcopy(model).double().eval()
+    found = []
+    for prompt, completion in zip(prompt_ids, completion_ids, strict=True):
+        with torch.no_grad():
+            logits = twin(input_ids=torch.tensor([prompt + completion])).logits[0]
+        log_p = (logits[len(prompt) - 1 : -1].double() / temperature).log_softmax(-1)
+        found.append(-(log_p.exp() * log_p).sum(-1))
+    return found
+
+
+class Inspector:
+    """A reward function that holds the TECA it is given against float64 every time it is called."""
+
+    __name__ = "inspector"
+
+    def __init__(self, tokenizer, temperature=0.9, written=None):
+        self.tokenizer, self.temperature, self.written = tokenizer, temperature, written
+        self.calls, self.trainer, self.modes = 0, None, set()
+
+    def __call__(self, prompts, completion_ids, teca, entropy_sum, **kwargs):
+        prompt_ids = [
+            self.tokenizer.apply_chat_template(p, add_generation_prompt=True, return_dict=False)
+            if isinstance(p, list)
+            else self.tokenizer(p)["input_ids"]
+            for p in prompts
+        ]
+        expected = entropies_in_float64(self.trainer.model, prompt_ids, completion_ids, self.temperature)
+        if self.written is not None:
+            expected = [h[torch.tensor(m, dtype=torch.bool)] for h, m in zip(expected, self.written, strict=True)]
+        assert all(isinstance(value, float) for value in teca + entropy_sum)
+        assert teca == pytest.approx([h.mean().item() for h in expected], rel=1e-5, nan_ok=True)
+        assert entropy_sum == pytest.approx(
+            [h.sum().item() if len(h) else math.nan for h in expected], rel=1e-5, nan_ok=True
+        )
+        self.calls += 1
+        self.modes.add(self.trainer.model.training)
+        return [
+            math.exp(-t) + 0.1 * len(ids) if math.isfinite(t) else None
+            for t, ids in zip(teca, completion_ids, strict=True)
+        ]
+
+
+TECA_CASES = {
+    "extra pass": {**STEPS["aligned"]},
+    "old pass": {**STEPS["misaligned"]},
+    "iterations": {"num_iterations": 2, "gradient_accumulation_steps": 1, "steps_per_generation": 1},
+    "truncated completions masked, extra pass": {**STEPS["aligned"], "mask_truncated_completions": True},
+    "truncated completions masked, old pass": {**STEPS["misaligned"], "mask_truncated_completions": True},
+    "padded to a multiple": {**STEPS["misaligned"], "pad_to_multiple_of": 8},
+    "evaluation": {**STEPS["aligned"], "eval_strategy": "steps", "eval_steps": 1},
+    "evaluation, old pass": {**STEPS["misaligned"], "eval_strategy": "steps", "eval_steps": 2},
+    "hot": {**STEPS["aligned"], "temperature": 1.7},
+    "top-k": {**STEPS["aligned"], "top_k": 5},  # TECA is the policy's own, not the truncated sampler's
+}
+
+
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+@pytest.mark.parametrize("case", TECA_CASES)
+def test_teca_given_to_the_rewards_equals_float64_from_plain_logits(load_model, tokenizer, config, case, tuning):
+    options = {"beta": 0.1, **TECA_CASES[case]}
+    arguments = config(**options)
+    inspector = Inspector(tokenizer, arguments.temperature)
+    trainer = CERTrainer(
+        load_model(),
+        inspector,
+        args=arguments,
+        train_dataset=prompts(),
+        eval_dataset=prompts(4, conversational=True),
+        processing_class=tokenizer,
+        **(new_lora() if tuning == "lora" else {}),
+    )
+    inspector.trainer = trainer
+    trainer.train()
+    assert inspector.calls >= 2
+    assert inspector.modes == ({True, False} if "evaluation" in case else {True})
+    logged = trainer.state.log_history
+    assert all(math.isfinite(entry["teca"]) for entry in logged if "reward" in entry and "eval_loss" not in entry)
+    if "evaluation" in case:
+        assert any(entry.get("eval_teca", 0) > 0 and entry.get("eval_entropy_sum", 0) > 0 for entry in logged)
+
+
+def test_tokens_the_policy_did_not_write_do_not_count(load_model, tokenizer, config):
+    """A rollout function marks tool results by env_mask; a completion of tool results alone has no TECA."""
+    generator = torch.Generator().manual_seed(0)
+    written = []
+
+    def rollout(shown, trainer):
+        ids = {"prompt_ids": [tokenizer(p)["input_ids"] for p in shown], "logprobs": None, "env_mask": []}
+        ids["completion_ids"] = [
+            torch.randint(6, 49, (4 + i,), generator=generator).tolist() for i in range(len(shown))
+        ]
+        ids["env_mask"] = [[int((i + t) % 3 > 0) for t in range(4 + i)] for i in range(len(shown))]
+        ids["env_mask"][1] = [0] * len(ids["env_mask"][1])
+        written[:] = ids["env_mask"]
+        return ids
+
+    for steps in STEPS.values():
+        inspector = Inspector(tokenizer, written=written)
+        with pytest.warns(UserWarning, match="rollout_func"):
+            trainer = CERTrainer(
+                load_model(),
+                inspector,
+                args=config(**steps),
+                train_dataset=prompts(),
+                processing_class=tokenizer,
+                rollout_func=rollout,
+            )
+        inspector.trainer = trainer
+        trainer.train()
+        assert inspector.calls >= 2
+
+
+def spy_on_passes(monkeypatch):
+    """Which model each scoring pass ran, with which adapter, with gradient or not, in which mode."""
+    passes = []
+    original = grpo_trainer.GRPOTrainer._get_per_token_logps_and_entropies
+
+    def recorded(self, model, *args, **kwargs):
+        if model is not self.model:
+            who = "reference" if self.ref_model is not None and model is self.ref_model else "policy"
+        elif hasattr(model, "peft_config") and not torch.is_grad_enabled():
+            layer = model.base_model.model.model.layers[0].self_attn.q_proj
+            who = "reference" if layer.disable_adapters or layer.active_adapters == ["ref"] else "policy"
+        else:
+            who = "policy"
+        kind = "gradient" if torch.is_grad_enabled() else "training" if self.model.training else "evaluation"
+        passes.append((who, kind, kwargs.get("compute_entropy", False)))
+        return original(self, model, *args, **kwargs)
+
+    monkeypatch.setattr(grpo_trainer.GRPOTrainer, "_get_per_token_logps_and_entropies", recorded)
+    return passes
+
+
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+def test_every_rollout_is_scored_once_and_never_by_the_reference(load_model, tokenizer, config, monkeypatch, tuning):
+    passes = spy_on_passes(monkeypatch)
+    lora = new_lora if tuning == "lora" else dict
+    reference, step = ("reference", "training", False), ("policy", "gradient", True)
+
+    run(CERTrainer, load_model(), tokenizer, config(beta=0.1, max_steps=1, **STEPS["aligned"]), **lora())
+    assert passes == [("policy", "evaluation", True), reference, step, step]
+    passes.clear()
+    run(CERTrainer, load_model(), tokenizer, config(beta=0.1, **{**STEPS["misaligned"], "max_steps": 2}), **lora())
+    assert passes == [("policy", "training", True), reference, step, step]
+
+
+def test_entropies_from_the_rollout_engine_are_passed_on_and_no_pass_is_made(
+    load_model, tokenizer, config, monkeypatch
+):
+    passes = spy_on_passes(monkeypatch)
+    seen = []
+
+    def rollout(shown, trainer):
+        n = len(shown)
+        return {
+            "prompt_ids": [tokenizer(p)["input_ids"] for p in shown],
+            "completion_ids": [[7 + i, 8, 1] for i in range(n)],
+            "logprobs": None,
+            "teca": [0.5 + i for i in range(n)],
+            "entropy_sum": [1.5 + 3 * i for i in range(n)],
+        }
+
+    def reward(teca, entropy_sum, **kwargs):
+        seen.append((teca, entropy_sum))
+        return [-value for value in teca]
+
+    with pytest.warns(UserWarning, match="rollout_func"):
+        trainer = CERTrainer(
+            load_model(),
+            reward,
+            args=config(max_steps=1),
+            train_dataset=prompts(),
+            processing_class=tokenizer,
+            rollout_func=rollout,
+        )
+    trainer.train()
+    assert seen == [([0.5 + i for i in range(8)], [1.5 + 3 * i for i in range(8)])]
+    assert {kind for _, kind, _ in passes} == {"gradient"}
+    assert trainer.state.log_history[0]["teca"] == pytest.approx(4.0)
+
+
+def test_teca_stands_in_the_completions_table(load_model, tokenizer, config):
+    import pandas as pd
+
+    given = []
+
+    def reward(teca, entropy_sum, **kwargs):
+        given.extend(zip(teca, entropy_sum, strict=True))
+        return [-value for value in teca]
+
+    arguments = config(log_completions=True, max_steps=2)
+    trainer, _ = run(
+        CERTrainer, load_model(), tokenizer, arguments, reward=lambda completion_ids, **kwargs: reward(**kwargs)
+    )
+    tables = [pd.read_parquet(f"{arguments.output_dir}/completions/completions_{step:05d}.parquet") for step in (1, 2)]
+    assert [tuple(row) for table in tables for row in table[["teca", "entropy_sum"]].to_numpy()] == given
+    means = [entry["teca"] for entry in trainer.state.log_history[:2]]
+    assert means == pytest.approx([table["teca"].mean() for table in tables], rel=1e-6)
+
+
+def test_asynchronous_rewards_receive_teca_too(load_model, tokenizer, config):
+    async def reward(completions, teca, **kwargs):
+        return [math.exp(-value) for value in teca]
+
+    trainer = CERTrainer(
+        load_model(), reward, args=config(max_steps=1), train_dataset=prompts(), processing_class=tokenizer
+    )
+    trainer.train()
+    assert 0 < trainer.state.log_history[0]["reward"] < 1
+
+
+def test_training_flags_and_checkpointing_survive_the_extra_pass(load_model, tokenizer, config):
+    model = load_model()
+    trainer = CERTrainer(
+        model,
+        count_reward,
+        args=config(gradient_checkpointing=True),
+        train_dataset=prompts(),
+        processing_class=tokenizer,
+    )
+    model.gradient_checkpointing_enable()
+    model.train()
+    frozen = model.model.layers[1].mlp.eval()
+    before = {name: module.training for name, module in model.named_modules()}
+    trainer._rollout_tool_mask = None
+    trainer._score_rollouts([[6, 7], [8]], [[9, 10, 1], [11]])
+    assert {name: module.training for name, module in model.named_modules()} == before
+    assert not frozen.training
+    assert model.is_gradient_checkpointing
+
+
+def test_a_data_column_of_our_name_is_refused(load_model, tokenizer, config):
+    dataset = prompts().rename_column("goal", "teca")
+    with pytest.raises(ValueError, match=r"train dataset has columns \['teca'\]"):
+        CERTrainer(load_model(), count_reward, args=config(), train_dataset=dataset, processing_class=tokenizer)
+    with pytest.raises(ValueError, match=r"eval dataset has columns \['teca'\]"):
+        CERTrainer(
+            load_model(),
+            count_reward,
+            args=config(),
+            train_dataset=prompts(),
+            eval_dataset=dataset,
+            processing_class=tokenizer,
+        )
+
+
+def test_images_without_a_pass_of_trl_are_refused_at_construction(load_model, tokenizer, config):
+    dataset = prompts().rename_column("goal", "image")
+    with pytest.raises(ValueError, match="TECA of rollouts with images"):
+        CERTrainer(load_model(), count_reward, args=config(), train_dataset=dataset, processing_class=tokenizer)
+
+
+def test_a_model_that_cannot_be_served_is_refused_at_construction(tokenizer, config):
+    model = make_model("llama")
+    model.lm_head.weight = torch.nn.Parameter(torch.zeros(49, 16, dtype=torch.int8), requires_grad=False)
+    with pytest.raises(ValueError, match=r"LlamaForCausalLM cannot be trained with the fused head: .* torch.int8"):
+        CERTrainer(model, count_reward, args=config(), train_dataset=prompts(), processing_class=tokenizer)
+    assert grpo_trainer.add_fused_lm_head.__module__ == "trl.trainer.utils"
