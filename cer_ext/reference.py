@@ -13,6 +13,8 @@ Source: Cumulative Entropy Regulation, arXiv 2510.02249.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
@@ -129,7 +131,7 @@ def _teca(entropy: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None) -> tu
         if mask is not None:
             raise ValueError("mask belongs to padded responses; packed ones (cu_seqlens) have none")
         starts = cu_seqlens.tolist()
-        responses = [_padded(entropy[a:b], None) for a, b in zip(starts, starts[1:])]
+        responses = [_padded(entropy[a:b], None) for a, b in pairwise(starts)]
         average = torch.cat([average for average, _ in responses]) if responses else entropy.double()
         last = torch.stack([last for _, last in responses]) if responses else entropy.double()
     dtype = _output_dtype(entropy)

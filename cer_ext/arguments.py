@@ -1,0 +1,142 @@
+"""Checks of what a caller passes, made once, at the border.
+
+In: an argument as the caller gave it, and its name. Out: the argument in the one form that the rest of the package
+uses, or a TypeError / ValueError that names it, says what was expected and what came.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+import operator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cer_ext.ops import SCALAR_TYPE
+
+_LOGIT_DTYPES = ", ".join(str(dtype) for dtype in SCALAR_TYPE)
+# Its inverse is still a float32. Anything smaller is as good as greedy decoding.
+SMALLEST_TEMPERATURE = 2.0**-126
+_INT64 = range(-(2**63), 2**63)
+
+
+def as_tensor(name: str, value: Any) -> Tensor:
+    """A tensor as it is; an array of any library that speaks DLPack (CuPy, NumPy, JAX) as a tensor on its memory."""
+    if isinstance(value, Tensor):
+        return value
+    if not hasattr(value, "__dlpack__"):
+        raise TypeError(f"{name}: expected a torch.Tensor or an array with __dlpack__, got {type(value).__name__}")
+    try:
+        return torch.from_dlpack(value)
+    except (BufferError, RuntimeError, ValueError) as error:
+        raise TypeError(
+            f"{name}: this {type(value).__name__} cannot be shared through DLPack ({error}); pass a writable copy or a "
+            "torch.Tensor"
+        ) from error
+
+
+def check_floating(name: str, tensor: Tensor) -> None:
+    """A strided tensor of a dtype and on a device for which there are kernels."""
+    if tensor.dtype not in SCALAR_TYPE:
+        raise TypeError(f"{name}: expected one of {_LOGIT_DTYPES}, got {tensor.dtype}")
+    if tensor.layout is not torch.strided:
+        raise TypeError(f"{name}: expected a dense tensor, got layout {tensor.layout}")
+    if tensor.device.type not in ("cpu", "cuda", "meta"):
+        raise ValueError(f"{name}: expected a tensor on cpu or cuda, got one on {tensor.device}")
+
+
+def check_same_device(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
+    if tensor.device != other.device:
+        raise ValueError(f"{name}: expected on {other.device} like {other_name}, got on {tensor.device}")
+
+
+def check_target(target: Any, shape: torch.Size, source_name: str, source: Tensor) -> Tensor:
+    """Token indices as int64, of the shape that is left of `source` without its last dimension."""
+    target = as_tensor("target", target)
+    if target.dtype != torch.int64:
+        if target.dtype != torch.int32:
+            raise TypeError(f"target: expected torch.int64 (or torch.int32), got {target.dtype}")
+        target = target.long()
+    if target.shape != shape:
+        raise ValueError(
+            f"target: expected shape {tuple(shape)}, that of {source_name} {tuple(source.shape)} without its last "
+            f"dimension, got {tuple(target.shape)}"
+        )
+    check_same_device("target", target, source_name, source)
+    return target
+
+
+def check_temperature(
+    temperature: Any, shape: torch.Size, source_name: str, source: Tensor
+) -> tuple[Tensor | None, float]:
+    """(None, T) for one temperature, (tensor, 1.0) for one per row. A tensor's values are checked by the op."""
+    if type(temperature) is float and SMALLEST_TEMPERATURE <= temperature < math.inf:
+        return None, temperature
+    if not isinstance(temperature, Tensor) and not hasattr(temperature, "__dlpack__"):
+        value = check_number("temperature", temperature, "a positive finite number or a tensor with one per row")
+        if not SMALLEST_TEMPERATURE <= value < math.inf:
+            raise ValueError(f"temperature: expected a positive finite number (2^-126 at least), got {temperature}")
+        return None, value
+    temperature = as_tensor("temperature", temperature)
+    if not temperature.dtype.is_floating_point:
+        raise TypeError(f"temperature: expected a floating point tensor, got {temperature.dtype}")
+    if temperature.shape != shape:
+        raise ValueError(
+            f"temperature: expected shape {tuple(shape)} (one per row, like target), got {tuple(temperature.shape)}"
+        )
+    check_same_device("temperature", temperature, source_name, source)
+    if temperature.requires_grad:
+        raise ValueError("temperature: has no gradient here, but requires_grad is set; pass temperature.detach()")
+    return temperature, 1.0
+
+
+def check_number(name: str, value: Any, expected: str = "a number") -> float:
+    if type(value) is float:
+        return value
+    if isinstance(value, bool) or not isinstance(value, numbers.Real | torch.SymFloat | torch.SymInt):
+        raise TypeError(f"{name}: expected {expected}, got {type(value).__name__}")
+    return float(value)
+
+
+def check_logit_scale(logit_scale: Any) -> float:
+    value = check_number("logit_scale", logit_scale)
+    if not -math.inf < value < math.inf:
+        raise ValueError(f"logit_scale: expected a finite number, got {logit_scale}")
+    return value
+
+
+def check_softcap(softcap: Any) -> float:
+    """The cap as the kernels want it: 0.0 for none."""
+    if softcap is None:
+        return 0.0
+    value = check_number("softcap", softcap, "None or a positive finite number")
+    if not 0.0 < value < math.inf:
+        raise ValueError(f"softcap: expected None or a positive finite number, got {softcap}")
+    return value
+
+
+def check_flag(name: str, value: Any) -> bool:
+    if value is True or value is False:
+        return value
+    raise TypeError(f"{name}: expected True or False, got {value!r}")
+
+
+def check_validate(validate: Any, device: torch.device) -> bool:
+    """None means: where looking at the values is free (CPU), and not where it would stall the stream (CUDA)."""
+    return device.type == "cpu" if validate is None else check_flag("validate", validate)
+
+
+def check_integer(name: str, value: Any) -> int:
+    if type(value) is int and value in _INT64:
+        return value
+    try:
+        index = None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        index = None
+    if index is None:
+        raise TypeError(f"{name}: expected an integer, got {type(value).__name__}")
+    if index not in _INT64:
+        raise ValueError(f"{name}: expected a 64-bit integer, got {value}")
+    return index

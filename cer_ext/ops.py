@@ -1,0 +1,344 @@
+"""The native kernels as functions of tensors: the one place where addresses are taken.
+
+In: tensors (any device the package has kernels for). Out: the same tensors, written. This file packs addresses, strides
+and dtype codes for csrc (kernels.h states what each operation computes), and adds what a kernel cannot know: the device
+to make current, torch's current stream, how many threads torch may use. No mathematics, and no checks of user input:
+those are in arguments.py; the custom ops and their gradients are in from_logits.py, from_hidden.py and teca.py.
+
+Lifetime: every tensor whose address is passed is an argument of the function that passes it, so it outlives the call.
+On CUDA the kernel may still run when the function returns; torch's caching allocator keeps the memory for the stream.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import types
+import warnings
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+try:
+    from cer_ext import _C
+except ImportError as error:
+    raise ImportError(
+        "cer_ext is imported from a source tree in which its native part (cer_ext._C) was not built: run "
+        "`pip install -e .` there, or start Python from another directory to import the installed package"
+    ) from error
+
+native_build = _C.build
+
+# ScalarType of csrc/kernels.h.
+SCALAR_TYPE = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
+
+NAMESPACE = "cer_ext"
+LIBRARY = torch.library.Library(NAMESPACE, "DEF")
+
+
+def real_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What logits of `dtype` are accumulated in, and what the outputs are ("Real" in kernels.h)."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def define_op(
+    schema: str,
+    implementation: Callable,
+    fake: Callable,
+    backward: Callable | None,
+    setup_context: Callable | None = None,
+) -> torch._ops.OpOverload:
+    """Register one custom op with its body for CPU and CUDA, its shapes for tracing, and its gradient if it has one."""
+    name = f"{NAMESPACE}::{schema.partition('(')[0]}"
+    LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    for device in ("CPU", "CUDA"):
+        LIBRARY.impl(name, implementation, device)
+    torch.library.register_fake(name, fake, lib=LIBRARY)
+    if backward is not None:
+        torch.library.register_autograd(name, backward, setup_context=setup_context, lib=LIBRARY)
+    return getattr(torch.ops.cer_ext, name.partition("::")[2]).default
+
+
+def refuse_double_backward(ctx, *grads) -> None:
+    raise RuntimeError(
+        "double backward is not supported: the gradients of cer_ext's log-probabilities and entropies are computed by "
+        "kernels that are not differentiable themselves; drop create_graph=True, or use cer_ext.reference"
+    )
+
+
+def may_skip_dispatcher(*tensors: Tensor | None) -> bool:
+    """Whether nothing but the op's body is left to run: eager, plain tensors, no gradient, nobody tracing.
+
+    The dispatcher costs more than the rest of a small call (about 10 us of 25); calling the body is what it would do.
+    """
+    if torch.compiler.is_compiling():
+        return False
+    if torch._C._len_torch_dispatch_stack() or torch._C._are_functorch_transforms_active():
+        return False
+    recording = torch.is_grad_enabled()
+    for tensor in tensors:
+        if tensor is not None and (type(tensor) not in _PLAIN or (recording and tensor.requires_grad)):
+            return False
+    return True
+
+
+_PLAIN = (Tensor, torch.nn.Parameter)
+
+
+class Transform(NamedTuple):
+    """How a stored logit becomes the logit of the softmax (LogitTransform of kernels.h)."""
+
+    scale: float = 1.0
+    softcap: float = 0.0  # 0: none
+    inverse_temperature_all: float = 1.0
+    inverse_temperature: Tensor | None = None  # (rows,) float64, instead of the above
+    bias: Tensor | None = None  # (cols,) Real
+
+    def tile(self, rows: slice, columns: slice) -> Transform:
+        """The part of it that belongs to a tile."""
+        inverse, bias = self.inverse_temperature, self.bias
+        return self._replace(
+            inverse_temperature=None if inverse is None else inverse[rows], bias=None if bias is None else bias[columns]
+        )
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+# --------------------------------------------------------------------------------------------------------- CUDA backend
+
+
+def cuda_backend() -> tuple[str | None, str]:
+    """Which kernels serve CUDA tensors ("native", "nvrtc" or None), and why. Touches no GPU."""
+    if hasattr(_C, "cuda_fold_tile"):
+        return "native", "cer_ext._C was built with CUDA kernels"
+    if importlib.util.find_spec("cupy") is not None:
+        return "nvrtc", "cer_ext._C was built without CUDA; CuPy is installed and compiles the kernels at first use"
+    return None, (
+        "cer_ext._C was built without CUDA and CuPy is not installed: install cer_ext where nvcc is found, or add CuPy "
+        "(pip install 'cer_ext[cupy]') to compile the kernels at first use"
+    )
+
+
+@functools.cache
+def _cuda_kernels() -> types.SimpleNamespace | types.ModuleType:
+    backend, reason = cuda_backend()
+    if backend is None:
+        raise RuntimeError(f"no kernels for CUDA tensors: {reason}")
+    if backend == "nvrtc":
+        warnings.warn(f"cer_ext: {reason}", stacklevel=2)
+        from cer_ext import nvrtc
+
+        return nvrtc
+    names = ("fold_tile", "finish_rows", "grad_tile", "teca_forward", "teca_backward")
+    return types.SimpleNamespace(**{name: getattr(_C, f"cuda_{name}") for name in names})
+
+
+@functools.cache
+def _multiprocessors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def _run(name: str, device: torch.device, *arguments) -> None:
+    """Call the kernel `name` of the device's backend, with the device's last argument (threads or stream)."""
+    if device.type == "cpu":
+        _CPU_KERNELS[name](*arguments, torch.get_num_threads())
+    else:
+        with torch.cuda.device(device):
+            getattr(_cuda_kernels(), name)(*arguments, torch.cuda.current_stream(device).cuda_stream)
+
+
+_CPU_KERNELS = {
+    name: getattr(_C, f"cpu_{name}")
+    for name in ("fold_tile", "finish_rows", "grad_tile", "teca_forward", "teca_backward")
+}
+
+
+# ----------------------------------------------------------------------------------------------------------- operations
+
+
+def new_states(rows: int, device: torch.device) -> Tensor:
+    """Row states (5, rows): the four components of softmax_state.h and the target's logit."""
+    return torch.empty((5, rows), dtype=torch.float64, device=device)
+
+
+def first_bad_target(target: Tensor, ignore_index: int, vocabulary: int) -> int:
+    """Index of the first target (contiguous) that is neither in [0, vocabulary) nor ignore_index; -1 if none. On CUDA
+    this waits for the device."""
+    if target.device.type == "cpu":
+        return _C.cpu_first_bad_target(target.data_ptr(), target.numel(), ignore_index, vocabulary)
+    bad = ((target < 0) | (target >= vocabulary)) & (target != ignore_index)
+    found = bad.flatten().nonzero()
+    return int(found[0]) if found.numel() else -1
+
+
+def fold_tile(
+    logits: Tensor, target: Tensor, states: Tensor, transform: Transform, *, first_column: int = 0, fresh: bool = True
+) -> None:
+    """states (5, rows) <- merge(states, fold of logits (rows, cols)); `fresh` starts them anew."""
+    rows, cols = logits.shape
+    if not rows:
+        return
+    address = states.data_ptr()
+    stride = states.stride(0)
+    arguments = (
+        logits.data_ptr(),
+        SCALAR_TYPE[logits.dtype],
+        rows,
+        cols,
+        logits.stride(0),
+        first_column,
+        _address(transform.bias),
+        transform.scale,
+        transform.softcap,
+        _address(transform.inverse_temperature),
+        transform.inverse_temperature_all,
+        target.data_ptr(),
+        address,
+        stride,
+        address + 4 * stride * 8,
+        fresh,
+    )
+    if logits.device.type == "cpu":
+        _C.cpu_fold_tile(*arguments, torch.get_num_threads())
+        return
+    splits = _C.fold_tile_splits(rows, cols, arguments[1], _multiprocessors(logits.device))
+    partial = None
+    if splits > 1:
+        partial = torch.empty((splits, 5, rows), dtype=torch.float64, device=logits.device)
+    _run("fold_tile", logits.device, *arguments, _address(partial), splits)
+
+
+def finish_rows(
+    states: Tensor,
+    target: Tensor,
+    transform: Transform,
+    ignore_index: int,
+    vocabulary: int,
+    logprobs: Tensor,
+    entropy: Tensor | None,
+    lse: Tensor | None,
+    stats: Tensor,
+) -> None:
+    """states (5, rows) -> logprobs, entropy, lse (rows,) and stats (3, rows) = (m, log_sum, spread)."""
+    rows = states.shape[1]
+    if not rows:
+        return
+    address = states.data_ptr()
+    stride = states.stride(0)
+    _run(
+        "finish_rows",
+        states.device,
+        address,
+        stride,
+        address + 4 * stride * 8,
+        rows,
+        target.data_ptr(),
+        ignore_index,
+        vocabulary,
+        _address(transform.inverse_temperature),
+        transform.inverse_temperature_all,
+        logprobs.dtype == torch.float64,
+        logprobs.data_ptr(),
+        _address(entropy),
+        _address(lse),
+        stats.data_ptr(),
+        stats.stride(0),
+    )
+
+
+def grad_tile(
+    logits: Tensor,
+    target: Tensor,
+    stats: Tensor,
+    transform: Transform,
+    ignore_index: int,
+    grads: tuple[Tensor | None, Tensor | None, Tensor | None],
+    dlogits: Tensor,
+    *,
+    first_column: int = 0,
+) -> None:
+    """dlogits (rows, cols), which may be `logits`, from the upstream gradients of logprobs, entropy, lse (rows,)."""
+    rows, cols = logits.shape
+    if not rows:
+        return
+    _run(
+        "grad_tile",
+        logits.device,
+        logits.data_ptr(),
+        SCALAR_TYPE[logits.dtype],
+        rows,
+        cols,
+        logits.stride(0),
+        first_column,
+        _address(transform.bias),
+        transform.scale,
+        transform.softcap,
+        _address(transform.inverse_temperature),
+        transform.inverse_temperature_all,
+        target.data_ptr(),
+        ignore_index,
+        stats.data_ptr(),
+        stats.stride(0),
+        _address(grads[0]),
+        _address(grads[1]),
+        _address(grads[2]),
+        dlogits.data_ptr(),
+        SCALAR_TYPE[dlogits.dtype],
+        dlogits.stride(0),
+    )
+
+
+def teca_forward(
+    entropy: Tensor,
+    responses: int,
+    length: int,
+    mask: Tensor | None,
+    cu_seqlens: Tensor | None,
+    average: Tensor,
+    last: Tensor,
+) -> None:
+    """entropy (responses, length) or packed (total,) -> average alike and last (responses,). All contiguous."""
+    if responses:
+        double = entropy.dtype == torch.float64
+        _run(
+            "teca_forward",
+            entropy.device,
+            double,
+            responses,
+            length,
+            _address(cu_seqlens),
+            _address(mask),
+            entropy.data_ptr(),
+            average.data_ptr(),
+            last.data_ptr(),
+        )
+
+
+def teca_backward(
+    responses: int,
+    length: int,
+    mask: Tensor | None,
+    cu_seqlens: Tensor | None,
+    grad_average: Tensor | None,
+    grad_last: Tensor | None,
+    grad_entropy: Tensor,
+) -> None:
+    """Upstream gradients of average and last -> grad_entropy. All contiguous."""
+    if responses:
+        double = grad_entropy.dtype == torch.float64
+        _run(
+            "teca_backward",
+            grad_entropy.device,
+            double,
+            responses,
+            length,
+            _address(cu_seqlens),
+            _address(mask),
+            _address(grad_average),
+            _address(grad_last),
+            grad_entropy.data_ptr(),
+        )

@@ -1,0 +1,102 @@
+"""The reward of Cumulative Entropy Regulation.
+
+In: TECA of each response, and whether its answer is right. Out: one reward per response.
+
+    reward = 1 + weight e^(-TECA_last)   if the answer is right, else 0
+
+weight = 1/2 is the published one: the mean of 1 and 1 + e^(-TECA_last). Few numbers, so plain torch.
+
+Source: Cumulative Entropy Regulation, arXiv 2510.02249.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cer_ext import arguments, ops
+from cer_ext.teca import check_mask
+
+
+def _last(teca: Tensor, mask: Tensor | None) -> Tensor:
+    """TECA (..., L) at the last position where mask is 1; 0 where there is none."""
+    if not teca.shape[-1]:
+        return teca.new_zeros(teca.shape[:-1])
+    if mask is None:
+        return teca[..., -1]
+    mask = mask != 0
+    position = (mask * torch.arange(1, teca.shape[-1] + 1, device=teca.device)).amax(-1)  # 1-based; 0: no token
+    last = teca.gather(-1, (position - 1).clamp(min=0)[..., None])[..., 0]
+    return torch.where(position > 0, last, 0.0)
+
+
+def _check_correct(correct: Any, device: torch.device) -> Tensor:
+    if not hasattr(correct, "__dlpack__"):
+        try:
+            correct = torch.tensor(correct, device=device)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TypeError(f"correct: expected booleans, got {correct!r}") from error
+    correct = arguments.as_tensor("correct", correct)
+    if correct.dtype == torch.bool:
+        return correct
+    bad = (correct != 0) & (correct != 1)
+    if bool(bad.any()):
+        raise ValueError(f"correct: expected booleans or 0 and 1, got {correct[bad].view(-1)[0].item()}")
+    return correct != 0
+
+
+def cer_reward(teca_or_last: Any, correct: Any, *, mask: Any = None, weight: float = 0.5) -> Tensor:
+    r"""Reward of each response: for a right answer the more, the lower its cumulative entropy.
+
+    .. math::
+        r = \begin{cases} 1 + \mathrm{weight} \cdot e^{-\mathrm{TECA}_{last}} & \text{right} \\ 0 & \text{wrong}
+        \end{cases}
+
+    Args:
+        teca_or_last: (B,) TECA at the last token of each response (:func:`teca_last`), or (B, L), TECA at every token
+            (:func:`teca`); nats.
+        correct: (B,), bool or 0 and 1, a tensor or a sequence: whether the answer is right.
+        mask: None, or (B, L) with (B, L) TECA: which tokens belong to the response, whose last one counts; None: all.
+        weight: what certainty is worth beside a right answer; 0.5 is the published value, 0 gives plain accuracy.
+
+    Returns:
+        (B,) float32 (float64 for float64 TECA). NaN for a right answer whose TECA is NaN.
+
+    Raises:
+        TypeError: an argument of the wrong type or dtype.
+        ValueError: a shape, device or value that does not fit.
+
+    Source: arXiv 2510.02249.
+
+    Example:
+        >>> import torch
+        >>> from cer_ext import cer_reward
+        >>> cer_reward(torch.tensor([0.0, 0.6931, 0.1]), torch.tensor([True, True, False]))
+        tensor([1.5000, 1.2500, 0.0000])
+    """
+    teca = arguments.as_tensor("teca_or_last", teca_or_last)
+    arguments.check_floating("teca_or_last", teca)
+    correct = _check_correct(correct, teca.device)
+    arguments.check_same_device("correct", correct, "teca_or_last", teca)
+    weight = arguments.check_number("weight", weight)
+    if not math.isfinite(weight):
+        raise ValueError(f"weight: expected a finite number, got {weight}")
+    if teca.dim() == correct.dim() + 1:
+        if mask is not None:
+            mask = check_mask(mask, teca.shape, "teca_or_last", teca)
+        teca = _last(teca, mask)
+    elif mask is not None:
+        raise ValueError(
+            f"mask: goes with TECA (B, L) of every token, got TECA of shape {tuple(teca.shape)} and correct of shape "
+            f"{tuple(correct.shape)}"
+        )
+    if teca.shape != correct.shape:
+        raise ValueError(
+            f"correct: expected one value per response, got shape {tuple(correct.shape)} for TECA of shape "
+            f"{tuple(teca_or_last.shape)}"
+        )
+    teca = teca.to(ops.real_dtype(teca.dtype))
+    return torch.where(correct, 1.0 + weight * torch.exp(-teca), 0.0)
