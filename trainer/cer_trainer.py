@@ -12,9 +12,10 @@ completions. A completion without any such token has no entropy: NaN, which TRL 
 Everything else is TRL's: generation, groups, advantages, losses, KL, adapters, logging, checkpoints, distribution.
 
 Where the entropies come from. TRL scores the rollouts under the policy before their rewards are known (the pass for
-old_per_token_logps) if its steps are misaligned or vLLM's importance correction is on; then they are read off that pass.
-Otherwise one more pass without gradient is made, in evaluation mode, so that it draws no random number and training goes
-on exactly as in TRL. Never from the pass of the reference, which with PEFT runs the same model with another adapter.
+old_per_token_logps) if its steps are misaligned or vLLM's importance correction is on; then they are read off that
+pass, with whatever dropout is on in it. Otherwise one more pass without gradient is made, in evaluation mode: it draws
+no random number, so training goes on exactly as in TRL. Never from the pass of the reference, which with PEFT runs the
+same model with another adapter.
 
 The TRL privates this rests on are named, with the pinned version, in tests/trainer/test_trl_contract.py.
 """
@@ -106,7 +107,7 @@ class CERTrainer(trl.GRPOTrainer):
         return rollouts
 
     def _some_rollout_is_masked(self, completion_ids: list[list[int]]) -> bool:
-        """Whether TRL's passes leave out a completion of any process: mask_truncated_completions hides all its tokens."""
+        """Whether mask_truncated_completions hides a completion of any process from TRL's passes."""
         if not self.mask_truncated_completions:
             return False
         ends = {*self.eos_token_ids, self._tokenizer.pad_token_id}

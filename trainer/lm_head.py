@@ -1,7 +1,7 @@
 """The fused language-model head: a causal LM's forward that answers with log-probabilities instead of logits.
 
-In: a transformers model (bare, or the base model inside a PEFT wrapper), input ids and labels. Out: for every label that
-is not -100 the log-probability and the entropy of its next-token distribution, without the (B, L, V) logits.
+In: a transformers model (bare, or the base model inside a PEFT wrapper), input ids and labels. Out: for every label
+that is not -100 the log-probability and the entropy of its next-token distribution, without the (B, L, V) logits.
 
     y = softcap * tanh(logit_scale * (h W^T + b) / softcap)      p = softmax(y / T)
 
@@ -106,7 +106,7 @@ def add_fused_lm_head(
 
 
 def logit_transform(text_config) -> tuple[float, float | None]:
-    """(logit_scale, softcap) of `softcap * tanh(logit_scale * logits / softcap)` as the model's config declares them."""
+    """(logit_scale, softcap) of `softcap * tanh(logit_scale * logits / softcap)` as the config declares them."""
     scales = {
         name: getattr(text_config, name, None)
         for name in ("logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling")
@@ -153,7 +153,7 @@ def _score(
 
 
 def active_head(head: nn.Module) -> nn.Module:
-    """The module whose parameters make the logits now: PEFT's modules_to_save keeps one copy of the head per adapter."""
+    """The module that makes the logits now: PEFT's modules_to_save keeps one copy of the head per adapter."""
     if is_peft_available():
         from peft.utils.other import ModulesToSaveWrapper
 
