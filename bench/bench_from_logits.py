@@ -6,6 +6,7 @@ import torch
 import cer_ext
 from bench import baselines
 from bench.interleaved import compare
+from bench.non_leaf import NonLeaf
 
 DTYPES = [torch.float32, torch.bfloat16]
 
@@ -39,18 +40,6 @@ def bench_forward(benchmark, logits_head, dtype, device, rounds):
         rounds=rounds,
         physical={"bytes": logits.nbytes},
     )
-
-
-class NonLeaf(torch.autograd.Function):
-    """Hands out a buffer as if it had been computed from `leaf`, as a model's logits are: in-place backward may use it."""
-
-    @staticmethod
-    def forward(ctx, leaf, buffer):
-        return buffer.detach()
-
-    @staticmethod
-    def backward(ctx, grad):
-        return grad.new_zeros(()), None
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))

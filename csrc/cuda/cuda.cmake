@@ -19,5 +19,6 @@ enable_language(CUDA)
 file(GLOB cuda_sources CONFIGURE_DEPENDS "${CMAKE_CURRENT_LIST_DIR}/*.cu")
 add_library(cer_cuda STATIC ${cuda_sources})
 target_include_directories(cer_cuda PRIVATE "${CMAKE_CURRENT_LIST_DIR}/..")
+list(JOIN CMAKE_CUDA_ARCHITECTURES " " architectures)
 target_compile_definitions(cer_cuda INTERFACE CER_WITH_CUDA
-  CER_CUDA_ARCHS="${CMAKE_CUDA_ARCHITECTURES}" CER_CUDA_TOOLKIT="${CMAKE_CUDA_COMPILER_VERSION}")
+  CER_CUDA_ARCHS="${architectures}" CER_CUDA_TOOLKIT="${CMAKE_CUDA_COMPILER_VERSION}")

@@ -1,0 +1,1 @@
+"""Proof and measurement on a GPU: `python -m bench.gpu.prove` does all of it and writes JSON."""
