@@ -1,0 +1,28 @@
+"""Token log-probabilities, entropies and TECA of language models, fused, in bounded memory, with gradients.
+
+logprobs_and_entropy          logits (..., V)                        from_logits.py
+linear_logprobs_and_entropy   hidden (..., D), weight (V, D)         from_hidden.py
+teca, teca_last               entropies -> cumulative average        teca.py
+cer_reward                    TECA, correctness -> reward            reward.py
+build_info                    what was built, what is used           build_info.py
+reference                     all of it in plain torch               reference.py
+"""
+
+from cer_ext import reference
+from cer_ext.build_info import build_info
+from cer_ext.from_hidden import linear_logprobs_and_entropy
+from cer_ext.from_logits import logprobs_and_entropy
+from cer_ext.reward import cer_reward
+from cer_ext.teca import teca, teca_last
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "build_info",
+    "cer_reward",
+    "linear_logprobs_and_entropy",
+    "logprobs_and_entropy",
+    "reference",
+    "teca",
+    "teca_last",
+]
