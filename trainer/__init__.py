@@ -1,0 +1,1 @@
+"""GRPO training with entropy-based rewards on top of TRL and `cer_ext`."""

@@ -1,0 +1,87 @@
+"""The unit of a quantity: read off the end (or, for money, the front) of a normalised answer.
+
+In: `12 ‹cm›^2`, `\\$32348`, `50\\%`, `5 apples per day`, `2.5 million`. Out: what is left, the unit in one spelling, and
+the factor that words such as "million" multiply by. Text without a number in front of the words has no unit.
+"""
+
+from fractions import Fraction
+import re
+
+from trainer.grading.normalize import TEXT_CLOSE, TEXT_OPEN
+
+MAX_WORDS = 6
+
+_MONEY = re.compile(r"(-?)\s*(?:(\\\$|USD|US\\\$)|(€|EUR)|(£|GBP))\s*(?=[0-9.\-\\])(.+)")
+_PERCENT = re.compile(rf"(.*[0-9)}}])\s*{TEXT_OPEN}?\s*\\?(?:%|percent\b|per cent\b)\s*{TEXT_CLOSE}?")
+_WORD = re.compile(r"[A-Za-z][A-Za-z.\-]*(?:/[A-Za-z]+)?(?:\^\{?-?[123]\}?)?|/|\^\{?-?[123]\}?")
+_ATTACHED = re.compile(r"(.*[0-9.}])([A-Za-z]{2,}(?:\^\{?[23]\}?)?)")
+_SYMBOLS = frozenset("m s g h l km cm mm kg mg ml ft in yd mi hr min sec mph kph".split())
+_FACTORS = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12}
+# Words that make a sentence of what follows the number: then it is not a quantity and its unit.
+_SENTENCE_WORDS = frozenset(
+    """or and not than less more fewer to times minus plus over half quarter third if is are was but then by divided
+    through mod modulo no wrong incorrect because since so maybe squared cubed root""".split()
+)
+_SPELLINGS = {
+    "deg": "degree", "usd": "dollar", "buck": "dollar", "euro": "euro", "pct": "percent", "centimeter": "cm",
+    "centimetre": "cm", "millimeter": "mm", "millimetre": "mm", "kilometer": "km", "kilometre": "km", "meter": "m",
+    "metre": "m", "inche": "in", "inch": "in", "foot": "ft", "feet": "ft", "yard": "yd", "mile": "mi", "hour": "h",
+    "hr": "h", "minute": "min", "second": "s", "sec": "s", "gram": "g", "kilogram": "kg", "liter": "l", "litre": "l",
+    "pound": "lb", "lbs": "lb", "ounce": "oz", "sq": "square",
+}  # fmt: skip
+
+
+def read_unit(text: str) -> tuple[str, str, Fraction]:
+    """Returns (the answer without its unit, the unit or "", the factor of number words)."""
+    if money := _MONEY.fullmatch(text):
+        core, _, factor = read_unit(money[5])  # "$5 million", "$18 per day"
+        return money[1] + core, "dollar" if money[2] else "euro" if money[3] else "lb", factor
+    if percent := _PERCENT.fullmatch(text):
+        return percent[1].strip(), "percent", Fraction(1)
+    core, words = _split_words(text)
+    if not words or not re.search(r"[0-9]|\\pi", core):
+        return text, "", Fraction(1)
+    factor = Fraction(1)
+    while words and words[0].casefold() in _FACTORS:
+        factor *= _FACTORS[words.pop(0).casefold()]
+    return core, _spelling(words), factor
+
+
+def _split_words(text: str) -> tuple[str, list[str]]:
+    """Takes words off the end of the text until something else comes."""
+    tokens = text.replace(TEXT_OPEN, f" {TEXT_OPEN} ").replace(TEXT_CLOSE, f" {TEXT_CLOSE} ").split()
+    words: list[str] = []
+    in_prose = False
+    while tokens:
+        token = tokens[-1]
+        if token in (TEXT_OPEN, TEXT_CLOSE):
+            in_prose = token == TEXT_CLOSE
+        elif not _WORD.fullmatch(token) or token.casefold().strip(".") in _SENTENCE_WORDS:
+            break
+        elif not in_prose and len(token) == 1 and token not in _SYMBOLS and token != "/":
+            break  # 5 x is a product
+        else:
+            words.append(token)
+        tokens.pop()
+    if not words and tokens and (attached := _ATTACHED.fullmatch(tokens[-1])):  # 12cm
+        if attached[2].split("^")[0] in _SYMBOLS:
+            tokens[-1], words = attached[1], [attached[2]]
+    if len(words) > MAX_WORDS or TEXT_OPEN in tokens or TEXT_CLOSE in tokens:
+        return text, []
+    return " ".join(tokens), words[::-1]
+
+
+def _spelling(words: list[str]) -> str:
+    spelled: list[str] = []
+    for word in words:
+        word = word.casefold().replace("{", "").replace("}", "").replace(".", "")
+        stem, caret, power = word.partition("^")
+        stem = _SPELLINGS.get(
+            stem, stem[:-1] if len(stem) > 3 and stem.endswith("s") and not stem.endswith("ss") else stem
+        )
+        spelled.append(_SPELLINGS.get(stem, stem) + caret + power)
+    for name, power in (("square", "^2"), ("cubic", "^3")):
+        if name in spelled[:-1]:
+            spelled.remove(name)
+            spelled[0] += power
+    return re.sub(r" ?\^", "^", " ".join(spelled)).replace(" per ", "/").replace(" / ", "/").removeprefix("unit")
