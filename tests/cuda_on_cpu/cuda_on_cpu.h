@@ -2,9 +2,11 @@
 //
 //     fiber::launch(blocks, threads, seed, kernel, arguments...)
 //
-// Blocks run one after another, in an order shuffled by the seed; within a block a runnable thread is drawn by the seed
-// and runs until it meets the others (__syncthreads, __syncwarp, a shuffle) or ends. What it finds, it reports with the
-// place and ends the program with a status of its own:
+// Blocks run one after another, in an order shuffled by the seed; within a block one runnable thread after another runs
+// until it meets the others (__syncthreads, __syncwarp, a shuffle) or ends. Which one, the seed decides, in one of two
+// ways by block: any of them, so that threads of a warp drift apart; or the one that became runnable last, so that one
+// warp runs as far ahead of the others as it can. What it finds, it reports with the place and ends the program with a
+// status of its own:
 //     a thread at a barrier that others have left for good, or at another meeting than the rest of its warp;
 //     a shuffle with a mask that is not full, or of more than 4 bytes;
 //     a vector access at an address that is no multiple of its size;
@@ -89,6 +91,7 @@ struct Block {
   int current = 0;
   int arrived = 0;
   int exited = 0;
+  bool last_first = false;  // the order: any runnable thread, or the one that became runnable last
   char* stacks = nullptr;
   void (*body)(void*) = nullptr;
   void* arguments = nullptr;
@@ -129,7 +132,10 @@ inline void thread_entry() {
 }
 
 inline void wake(int first, int count, Meeting meeting) {
-  for (int i = first; i < first + count; ++i) {
+  // In the order of the indices, changed by the seed: i ^ mask permutes a power of two of threads.
+  const int mask = (count & (count - 1)) == 0 ? static_cast<int>(block.order() % static_cast<unsigned int>(count)) : 0;
+  for (int index = 0; index < count; ++index) {
+    const int i = first + (index ^ mask);
     Thread& thread = block.threads[static_cast<std::size_t>(i)];
     if (thread.waiting == meeting) {
       thread.waiting = Meeting::kNone;
@@ -237,13 +243,14 @@ inline void run_block(int threads) {
   block.warps.assign(count / kWarpSize, Warp());
   block.arrived = block.exited = 0;
   block.ready.clear();
+  block.last_first = block.order() % 2 == 0;
   for (int i = 0; i < threads; ++i) {
     block.threads[static_cast<std::size_t>(i)].context.prepare(block.stacks + static_cast<std::size_t>(i) * kStackBytes,
                                                                kStackBytes, thread_entry);
     block.ready.push_back(i);
   }
   while (!block.ready.empty()) {
-    const std::size_t drawn = block.order() % block.ready.size();
+    const std::size_t drawn = block.last_first ? block.ready.size() - 1 : block.order() % block.ready.size();
     block.current = block.ready[drawn];
     block.ready[drawn] = block.ready.back();
     block.ready.pop_back();
