@@ -234,5 +234,28 @@ PYBIND11_MODULE(_C, m) {
   m.def("fold_tile_splits", [](int64_t rows, int64_t cols, int dtype, int sm_count) {
     return cer::fold_tile_splits(rows, cols, scalar_type(dtype), sm_count);
   });
+  // The launch plans, for the kernels that cer_ext.nvrtc compiles: (blocks, threads), grad_tile's with its pieces first.
+  m.def("fold_tile_plan", [](int64_t rows, int64_t cols, int dtype, int64_t splits) {
+    const cer::LaunchPlan plan = cer::fold_tile_plan(rows, cols, scalar_type(dtype), splits);
+    return py::make_tuple(plan.blocks, plan.threads);
+  });
+  m.def("merge_splits_plan", [](int64_t rows) {
+    const cer::LaunchPlan plan = cer::merge_splits_plan(rows);
+    return py::make_tuple(plan.blocks, plan.threads);
+  });
+  m.def("finish_rows_plan", [](int64_t rows) {
+    const cer::LaunchPlan plan = cer::finish_rows_plan(rows);
+    return py::make_tuple(plan.blocks, plan.threads);
+  });
+  m.def("grad_tile_plan", [](int64_t rows, int64_t cols, int dtype, int dlogits_dtype, int sm_count) {
+    const cer::ScalarType in = scalar_type(dtype), out = scalar_type(dlogits_dtype);
+    const int64_t pieces = cer::grad_tile_pieces(rows, cols, in, out, sm_count);
+    const cer::LaunchPlan plan = cer::grad_tile_plan(rows, cols, in, out, pieces);
+    return py::make_tuple(pieces, plan.blocks, plan.threads);
+  });
+  m.def("teca_plan", [](int64_t responses) {
+    const cer::LaunchPlan plan = cer::teca_plan(responses);
+    return py::make_tuple(plan.blocks, plan.threads);
+  });
   m.def("build", build, "What was compiled, and which CPU instruction set runs.");
 }
