@@ -27,12 +27,14 @@ OPTIONS = ("-std=c++17",)  # contraction of a * b + c stays on, as with nvcc; ne
 _DTYPES = {0: "float32", 1: "bfloat16", 2: "float16", 3: "float64"}  # ScalarType of csrc/kernels.h
 _GRADIENTS = ((0, 0), (0, 1), (0, 2), (1, 1), (2, 2), (3, 3))  # (dtype of logits, dtype of dlogits)
 
-# NVRTC has no <cstdint>; these are the types it would name, by size.
+# What a host compiler brings along and NVRTC does not: the types of <cstdint>, by size, and two of its built-ins.
 _PRELUDE = """namespace std {
 using int32_t = int;
 using int64_t = long long;
 using uint8_t = unsigned char;
 }
+#define __builtin_huge_val() __longlong_as_double(0x7ff0000000000000LL)
+#define __builtin_nan(text) __longlong_as_double(0x7ff8000000000000LL)
 """
 
 

@@ -126,6 +126,7 @@ struct TecaBackward {
   void* grad_entropy = nullptr;     // like entropy
 };
 
+#if !defined(__CUDACC_RTC__)  // the kernels compiled at first use see the structs alone
 namespace cpu {
 // `threads`: how many threads may work at most, the caller included. Same results for every value.
 void fold_tile(const FoldTile& p, int threads);
@@ -145,5 +146,6 @@ void grad_tile(const GradTile& p, void* stream);
 void teca_forward(const Teca& p, void* stream);
 void teca_backward(const TecaBackward& p, void* stream);
 }  // namespace cuda
+#endif
 
 }  // namespace cer

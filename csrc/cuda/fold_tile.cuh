@@ -51,7 +51,6 @@ __device__ __forceinline__ SoftmaxState<typename ScalarTraits<T>::Accumulator> f
   using Real = typename ScalarTraits<T>::Accumulator;
   constexpr int kWidth = 16 / static_cast<int>(sizeof(T));
   constexpr int kInFlight = sizeof(Real) == 8 ? 2 : 4;  // four vectors of doubles would spill
-  constexpr Real kNothing = static_cast<Real>(-__builtin_huge_val());
   const Real inverse = static_cast<Real>(inverse_temperature);
   const Real powers = static_cast<Real>(inverse_temperature * PowerOf<Real>::kPerNat);
   const T* const first = row + begin;
@@ -88,7 +87,7 @@ __device__ __forceinline__ SoftmaxState<typename ScalarTraits<T>::Accumulator> f
   const std::int64_t in_head = threadIdx.x;
   const std::int64_t in_tail = run.tail_begin + threadIdx.x;
   if (in_head < run.head || in_tail < end - begin) {
-    Real ends[2] = {kNothing, kNothing};
+    Real ends[2] = {-SoftmaxState<Real>::infinity(), -SoftmaxState<Real>::infinity()};
     if (in_head < run.head) ends[0] = transform.logit(ScalarTraits<T>::load(first[in_head]), begin + in_head);
     if (in_tail < end - begin) ends[1] = transform.logit(ScalarTraits<T>::load(first[in_tail]), begin + in_tail);
     state.merge(fold_chunk(ends, powers), inverse);
