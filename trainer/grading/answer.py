@@ -18,10 +18,11 @@ Rules where notation leaves a choice:
 - Where the gold is no equation, an answer "2 + 3 = 5" is its last side.
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from fractions import Fraction
-import re
+from functools import lru_cache
 
 from trainer.grading.exact import evaluate
 from trainer.grading.normalize import TEXT_CLOSE, TEXT_OPEN
@@ -80,7 +81,7 @@ Judge = Callable[[str, str], bool]
 
 
 def equivalent(gold: str, answer: str, judge: Judge) -> bool:
-    """Returns True if the normalised texts state the same answer; `judge` compares two LaTeX expressions symbolically."""
+    """Returns True if the normalised texts state the same answer; `judge` compares two LaTeX expressions."""
     if not gold or not answer:
         return False
     if gold == answer:
@@ -105,6 +106,7 @@ def _nesting(text: str) -> int:
 # Reading
 
 
+@lru_cache(maxsize=4096)
 def read(text: str, *, thousands: bool = True) -> Answer:
     """Returns the structure of a normalised answer."""
     text = _CONJUNCTION.sub(" , ", text)

@@ -9,12 +9,12 @@ Out: its value as a `fractions.Fraction`, or None when it is no such expression 
     power   = atom ('^' exponent)?                              -2^2 = -4
     atom    = number | bracketed sum | \\frac a b | \\sqrt[n]{a} with an exact root | integer \\frac a b (mixed number)
 
-A recursive descent over at most MAX_CHARS characters and MAX_DEPTH brackets; no intermediate number grows beyond MAX_BITS,
+A recursive descent over at most MAX_CHARS characters and MAX_DEPTH brackets; no number grows beyond MAX_BITS,
 which is checked *before* a power is taken, so that 10^10^10 costs nothing.
 """
 
-from fractions import Fraction
 import re
+from fractions import Fraction
 
 MAX_CHARS = 1000
 MAX_DEPTH = 32

@@ -1,7 +1,7 @@
 """The final answer's text out of a model's response.
 
-In: the whole response. Out: the text of its last answer, or None. Looked for in this order, the last one of a kind wins:
-1. a balanced \\boxed{...} or \\fbox{...} that is not empty (TeX's \\boxed 5 counts; one cut off by truncation does not);
+In: the whole response. Out: the text of its last answer, or None. In this order, the last one of a kind wins:
+1. a balanced \\boxed{...} or \\fbox{...} that is not empty (\\boxed 5 counts, one cut off does not);
 2. "#### ..." (GSM8K), to the end of the line;
 3. "the final answer is ...", "Answer: ...", to the end of the sentence.
 
@@ -28,11 +28,16 @@ _SENTENCE = re.compile(r"[^\n]{1,2000}")
 _SENTENCE_END = re.compile(r"[.!?](?=\s|[*\"')]|$)")
 
 
+def _last_match(pattern: re.Pattern, text: str) -> re.Match | None:
+    match = None
+    for match in pattern.finditer(text):  # noqa: B007
+        pass
+    return match
+
+
 def last_boxed(text: str) -> str | None:
     """Returns the content of the last balanced, non-empty box, or None."""
-    last = None
-    for last in _BOX.finditer(text):
-        pass
+    last = _last_match(_BOX, text)
     if last is None:
         return None
     content = _box_content(text, last.end())
@@ -76,17 +81,14 @@ def _last_closed_box(text: str) -> str | None:
 
 def after_hashes(text: str) -> str | None:
     """Returns what follows the last "####" on its line, or None."""
-    last = None
-    for last in _HASHES.finditer(text):
-        pass
+    last = _last_match(_HASHES, text)
     return last[1].strip() or None if last else None
 
 
 def after_final_answer(text: str) -> str | None:
     """Returns what the last "the answer is" form states, or None."""
-    last = None
-    for last in _FINAL_ANSWER.finditer(text[-4 * MAX_ANSWER_CHARS :]):
-        pass
+    tail = text[-4 * MAX_ANSWER_CHARS :]
+    last = _last_match(_FINAL_ANSWER, tail) if "answer" in tail.lower() else None
     if last is None:
         return None
     sentence = _SENTENCE.match(last.string, last.end())

@@ -1,10 +1,11 @@
-"""One spelling for answers that differ in dress only: LaTeX layout, fonts, thousands separators, Unicode, plain-text maths.
+"""One spelling for answers that differ in dress only: LaTeX layout, fonts, thousands separators, Unicode, plain text.
 
 In: the text of an answer (a ground truth or what extract.py found). Out: a string over plain ASCII LaTeX in which prose
 from \\text{...} and the like stands between the marks ‹ and ›, so that a unit can be told from a product of variables.
 """
 
 import re
+from functools import lru_cache
 
 TEXT_OPEN, TEXT_CLOSE = "‹", "›"
 
@@ -32,7 +33,7 @@ _TEXT_COMMAND = re.compile(
 )
 _FONT_COMMAND = re.compile(r"\\(?:mathbf|mathit|mathsf|mathbb|mathcal|boldsymbol|bm|emph|boxed|fbox)\s*\{([^{}]*)\}")
 _MATHS_WORD = re.compile(r"(?:sin|cos|tan|cot|sec|csc|arcsin|arccos|arctan|log|ln|lg|exp|gcd|lcm|max|min|det)\b")
-_SYNONYMS = [
+_LATEX_SYNONYMS = [
     (re.compile(r"\\[dtc]frac(?![A-Za-z])"), r"\\frac"),
     (re.compile(r"\\(?:cdot|times|ast|bullet)(?![A-Za-z])"), "*"),
     (re.compile(r"\\div(?![A-Za-z])"), "/"),
@@ -40,8 +41,6 @@ _SYNONYMS = [
     (re.compile(r"\\(?:geq|geqslant)(?![A-Za-z])"), r"\\ge "),
     (re.compile(r"\\lt(?![A-Za-z])"), "<"),
     (re.compile(r"\\gt(?![A-Za-z])"), ">"),
-    (re.compile(r"<="), r"\\le "),
-    (re.compile(r">="), r"\\ge "),
     (re.compile(r"\\(?:varnothing|O)(?![A-Za-z])"), r"\\emptyset "),
     (re.compile(r"\\lbrace(?![A-Za-z])"), r"\\{"),
     (re.compile(r"\\rbrace(?![A-Za-z])"), r"\\}"),
@@ -51,17 +50,21 @@ _SYNONYMS = [
     (re.compile(r"\^\s*\{?\s*\\(?:circ|degree)\s*\}?|\\degree(?![A-Za-z])"), f"{TEXT_OPEN}degree{TEXT_CLOSE}"),
     (re.compile(r"\\begin\s*\{[pbvBV]?matrix\}|\\begin\s*\{array\}\s*(?:\{[^{}]*\})?"), r"\\begin{matrix}"),
     (re.compile(r"\\end\s*\{(?:[pbvBV]?matrix|array)\}"), r"\\end{matrix}"),
+    (re.compile(r"\\sqrt\s+([0-9A-Za-z])"), r"\\sqrt{\1}"),
+    (re.compile(r"\\sqrt([0-9A-Za-z])"), r"\\sqrt{\1}"),
+]
+_PLAIN_SYNONYMS = [
+    (re.compile(r"<="), r"\\le "),
+    (re.compile(r">="), r"\\ge "),
     (re.compile(r"\*\*"), "^"),
     (re.compile(r"(?<![A-Za-z\\])(?:sqrt)\s*\(([^()]*)\)"), r"\\sqrt{\1}"),
     (re.compile(r"(?<![A-Za-z\\])(?:pi)(?![A-Za-z])"), r"\\pi "),
     (re.compile(r"(?<![A-Za-z\\])(?:infinity|infty|inf|oo)(?![A-Za-z])", re.IGNORECASE), r"\\infty "),
     (re.compile(r"(?<![A-Za-z\\])(sin|cos|tan|cot|sec|csc|log|ln)(?![A-Za-z])"), r"\\\1 "),
-    (re.compile(r"\\sqrt\s+([0-9A-Za-z])"), r"\\sqrt{\1}"),
-    (re.compile(r"\\sqrt([0-9A-Za-z])"), r"\\sqrt{\1}"),
     (re.compile(r"_([0-9])\s"), r"_{\1}"),
     (re.compile(r"\s+"), " "),
 ]
-_PLAIN = re.compile(r"-?[0-9]+(?:\.[0-9]+)?")
+_PLAIN = re.compile(r"[-+]?[0-9][0-9,./]*[0-9]|[0-9]")
 _WRAPPERS = [
     ("$$", "$$"),
     ("$", "$"),
@@ -74,6 +77,7 @@ _WRAPPERS = [
 ]
 
 
+@lru_cache(maxsize=4096)
 def normalize(text: str) -> str:
     """Returns `text` in the one spelling that the rest of the grader reads."""
     text = text.strip()
@@ -84,10 +88,12 @@ def normalize(text: str) -> str:
     text = _THOUSANDS_GAP.sub(lambda gap: "," if "," in gap[0] else "", text)
     text = _LAYOUT.sub(" ", text)
     text = _drop_maths_delimiters(text)
+    for pattern, replacement in _PLAIN_SYNONYMS:
+        text = pattern.sub(replacement, text)
     if "\\" in text:
         text = _open_groups(text)
-    for pattern, replacement in _SYNONYMS:
-        text = pattern.sub(replacement, text)
+        for pattern, replacement in _LATEX_SYNONYMS:
+            text = pattern.sub(replacement, text)
     return text.strip().rstrip(".,;:").lstrip("=: ").strip()
 
 
@@ -131,6 +137,6 @@ def _mark_prose(match: re.Match) -> str:
         return " "
     if _MATHS_WORD.fullmatch(prose):
         return f"\\{prose} "
-    if not re.search(r"[A-Za-z%]", prose) or len(prose) == 1 and prose in "ie":
+    if not re.search(r"[A-Za-z%]", prose) or (len(prose) == 1 and prose in "ie"):
         return f" {prose} "
     return f"{TEXT_OPEN}{prose}{TEXT_CLOSE}"

@@ -1,15 +1,14 @@
-r"""Symbolic equality of two answers, as a last resort: a strict filter here, math-verify in a process that can be killed.
+r"""Symbolic equality as a last resort: a strict filter here, math-verify in a process that can be killed.
 
 In: two normalised LaTeX expressions. Out: True only if both pass the filter and math-verify shows them equal in time.
 
-The filter admits known commands, single letters (at most three in a row), short numbers, modest powers: text that is not
-an answer never reaches a parser. The worker (symbolic_worker.py) is started at first use as a fresh interpreter, not by
+The filter admits known commands, single letters (at most three in a row), short numbers, modest powers: text that is no
+answer never reaches a parser. The worker (symbolic_worker.py) is started at first use as a fresh interpreter, not by
 fork, so it is safe beside CUDA and threads; it serves one question at a time from any thread, is replaced after a kill,
 and ends when its stdin closes, that is, with this process at the latest.
 """
 
 import atexit
-from functools import lru_cache
 import json
 import os
 import re
@@ -17,6 +16,7 @@ import selectors
 import subprocess
 import sys
 import threading
+from functools import lru_cache
 
 CPU_LIMIT_S = 2.0  # per comparison, counted in CPU time so that a busy machine does not change a grade
 WALL_LIMIT_S = 20.0  # the backstop, for a worker that neither computes nor answers
@@ -27,18 +27,20 @@ MAX_CHARS = 300
 MAX_DEPTH = 12
 MAX_DIGITS = 40
 MAX_EXPONENT = 1000
+MAX_EXPANSION = 64  # of a bracket, all brackets' powers multiplied: (x+1)^9 in (...)^9 counts 81
 MAX_FACTORIAL = 100
 
 _ALLOWED_CHARS = re.compile(r"[0-9A-Za-z\\{}()\[\]+\-*/^_=<>|!.,' ]*")
 _COMMAND = re.compile(r"\\([A-Za-z]+|.)", re.DOTALL)
 _ALLOWED_COMMANDS = frozenset(
-    r"""frac sqrt pi infty pm mp le ge ne in cup cap emptyset sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh
-    log ln exp binom begin end overline lfloor rfloor lceil rceil alpha beta gamma delta epsilon theta lambda mu phi omega
-    sigma rho tau { } \ |""".split()
+    r"""frac sqrt pi infty pm mp le ge ne in cup cap emptyset sin cos tan cot sec csc arcsin arccos arctan
+    sinh cosh tanh log ln exp binom begin end overline lfloor rfloor lceil rceil
+    alpha beta gamma delta epsilon theta lambda mu phi omega sigma rho tau { } \ |""".split()  # noqa: SIM905
 )
 _LETTERS = re.compile(r"[A-Za-z]{4,}")
-_EXPONENT = re.compile(r"\^\s*[{(]?\s*[-+]?\s*([0-9]+)")
-_FACTORIAL = re.compile(r"([0-9]+)\s*!")
+_EXPONENT = re.compile(r"([)}\]]?)\s*\^\s*[{(]?\s*[-+]?\s*([0-9]+)")
+_TOWER = re.compile(r"\^\s*(?:-?[0-9A-Za-z]+\s*\^|[{(][^{}()]*\^)|\^\s*[{(][^{}()]*[{(]")
+_FACTORIAL = re.compile(r"([0-9]*)\s*!")
 _DECIMAL = re.compile(r"([0-9]*)\.([0-9]+)")
 
 
@@ -58,10 +60,17 @@ def admissible(latex: str) -> bool:
         depth += {"{": 1, "(": 1, "[": 1, "}": -1, ")": -1, "]": -1}.get(character, 0)
         if not 0 <= depth <= MAX_DEPTH:
             return False
-    growth = 1
-    for exponent in _EXPONENT.findall(latex):
-        growth *= max(1, int(exponent))
-    return growth <= MAX_EXPONENT and all(int(n) <= MAX_FACTORIAL for n in _FACTORIAL.findall(latex))
+    return not _TOWER.search(bare) and _grows_modestly(bare)
+
+
+def _grows_modestly(latex: str) -> bool:
+    """Powers and factorials that neither expand into thousands of terms nor into thousands of digits."""
+    expansion = 1
+    for bracket, exponent in _EXPONENT.findall(latex):
+        if int(exponent) > MAX_EXPONENT:
+            return False
+        expansion *= max(1, int(exponent)) if bracket else 1
+    return expansion <= MAX_EXPANSION and all(n and int(n) <= MAX_FACTORIAL for n in _FACTORIAL.findall(latex))
 
 
 def symbolically_equal(gold: str, answer: str) -> bool:
@@ -78,7 +87,7 @@ def _exact_decimals(latex: str) -> str:
 
 @lru_cache(maxsize=8192)
 def _verdict(gold: str, answer: str) -> bool:
-    # One worker per process: after a fork, two must not share a pipe. setdefault is atomic, so no lock can be forked held.
+    # One worker per process: after a fork, two must not share a pipe. setdefault is atomic: no lock is forked held.
     return _workers.setdefault(os.getpid(), Worker()).ask(gold, answer)
 
 

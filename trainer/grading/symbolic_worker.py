@@ -2,12 +2,12 @@
 
 In: one JSON line [gold, answer] on stdin. Out: one JSON line true or false on stdout; first of all one line "ready".
 
-latex2sympy turns an ANTLR tree into SymPy calls, but hands every number to SymPy as a string, which sympify then gives to
-parse_expr, that is, to eval. Here parse_expr is replaced by `parse_number`, which reads digits and nothing else. Behind it
-stands an audit hook, which cannot be taken off again: it ends this process at the first attempt to compile source text
-(but for the products of monomials that sympy.polys generates from the number of variables alone), start a program, open a
-socket or write a file. Time is limited by the kernel (SIGPROF, default action: kill), so neither C
-code nor an `except` can outlast it; memory by RLIMIT_AS.
+latex2sympy turns an ANTLR tree into SymPy calls, but hands every number to SymPy as a string, which sympify gives to
+parse_expr, that is, to eval. Here parse_expr is replaced by `parse_number`, which reads digits and nothing else. Behind
+it stands an audit hook, which cannot be taken off again: it ends this process at the first attempt to compile source
+text (but for the products of monomials that sympy.polys generates from the number of variables alone), start a program,
+open a socket or write a file. Time is limited by the kernel (SIGPROF, default action: kill), so neither C code nor an
+`except` can outlast it; memory by RLIMIT_AS.
 """
 
 import json

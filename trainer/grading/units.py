@@ -1,11 +1,11 @@
 """The unit of a quantity: read off the end (or, for money, the front) of a normalised answer.
 
-In: `12 ‹cm›^2`, `\\$32348`, `50\\%`, `5 apples per day`, `2.5 million`. Out: what is left, the unit in one spelling, and
-the factor that words such as "million" multiply by. Text without a number in front of the words has no unit.
+In: `12 ‹cm›^2`, `\\$32348`, `50\\%`, `5 apples per day`, `2.5 million`. Out: what is left, the unit in one spelling,
+and the factor that words such as "million" multiply by. Text without a number in front of the words has no unit.
 """
 
-from fractions import Fraction
 import re
+from fractions import Fraction
 
 from trainer.grading.normalize import TEXT_CLOSE, TEXT_OPEN
 
@@ -15,12 +15,12 @@ _MONEY = re.compile(r"(-?)\s*(?:(\\\$|USD|US\\\$)|(€|EUR)|(£|GBP))\s*(?=[0-9.
 _PERCENT = re.compile(rf"(.*[0-9)}}])\s*{TEXT_OPEN}?\s*\\?(?:%|percent\b|per cent\b)\s*{TEXT_CLOSE}?")
 _WORD = re.compile(r"[A-Za-z][A-Za-z.\-]*(?:/[A-Za-z]+)?(?:\^\{?-?[123]\}?)?|/|\^\{?-?[123]\}?")
 _ATTACHED = re.compile(r"(.*[0-9.}])([A-Za-z]{2,}(?:\^\{?[23]\}?)?)")
-_SYMBOLS = frozenset("m s g h l km cm mm kg mg ml ft in yd mi hr min sec mph kph".split())
+_SYMBOLS = frozenset("m s g h l km cm mm kg mg ml ft in yd mi hr min sec mph kph".split())  # noqa: SIM905
 _FACTORS = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 # Words that make a sentence of what follows the number: then it is not a quantity and its unit.
 _SENTENCE_WORDS = frozenset(
     """or and not than less more fewer to times minus plus over half quarter third if is are was but then by divided
-    through mod modulo no wrong incorrect because since so maybe squared cubed root""".split()
+    through mod modulo no wrong incorrect because since so maybe squared cubed root""".split()  # noqa: SIM905
 )
 _SPELLINGS = {
     "deg": "degree", "usd": "dollar", "buck": "dollar", "euro": "euro", "pct": "percent", "centimeter": "cm",
@@ -63,9 +63,8 @@ def _split_words(text: str) -> tuple[str, list[str]]:
         else:
             words.append(token)
         tokens.pop()
-    if not words and tokens and (attached := _ATTACHED.fullmatch(tokens[-1])):  # 12cm
-        if attached[2].split("^")[0] in _SYMBOLS:
-            tokens[-1], words = attached[1], [attached[2]]
+    if not words and tokens and (attached := _ATTACHED.fullmatch(tokens[-1])) and attached[2].split("^")[0] in _SYMBOLS:
+        tokens[-1], words = attached[1], [attached[2]]  # 12cm
     if len(words) > MAX_WORDS or TEXT_OPEN in tokens or TEXT_CLOSE in tokens:
         return text, []
     return " ".join(tokens), words[::-1]
