@@ -1,7 +1,7 @@
 """What the results must be, to 50 digits, and how a failed comparison is reported.
 
-In: one row of logits as floats, a target, upstream gradients. Out: logprob, entropy, lse and dlogits, by mpmath, from the
-definitions alone; nothing of cer_ext is used.
+In: one row of logits as floats, a target, upstream gradients. Out: logprob, entropy, lse and dlogits, by mpmath, from
+the definitions alone; nothing of cer_ext is used.
 
     y = softcap tanh(scale x / softcap)   p = softmax(y / T)   L = g log p_target + h H + l lse
     dL/dx_j = dy_j/dx_j / T ( g [j = target] - (g - l) p_j - h p_j (log p_j + H) )
@@ -64,7 +64,7 @@ def exact_row(
 
 
 def assert_relative(actual: Tensor, expected: Tensor, rtol: float, what: str, atol: float = 0.0) -> None:
-    """|actual - expected| <= atol + rtol |expected| everywhere, NaN and infinities alike; names the worst coordinate."""
+    """|actual - expected| <= atol + rtol |expected| everywhere, NaN and infinities alike; names the worst one."""
     assert actual.shape == expected.shape, f"{what}: shape {tuple(actual.shape)}, expected {tuple(expected.shape)}"
     a, e = actual.detach().cpu().double(), expected.detach().cpu().double()
     error = (a - e).abs() - atol - rtol * e.abs()

@@ -110,7 +110,7 @@ def test_ignored_rows_are_zero_whatever_they_hold(device):
 def test_ignore_index_may_be_any_integer(device):
     logits, target = regimes(9)["moderate"]
     target = torch.tensor([3, 4, 3, 0], device=device)
-    logprobs, _ = check(logits.to(device), target, ignore_index=3)
+    logprobs, _, _ = check(logits.to(device), target, ignore_index=3)
     assert (logprobs == 0).tolist() == [True, False, True, False]
 
 
