@@ -21,6 +21,9 @@ namespace {
 
 using State = SoftmaxState<double>;
 
+// How many columns are folded with their own maximum where one reaches the maximum so far.
+constexpr std::int64_t kRaisingColumns = 256;
+
 State load_state(const RowStates& states, std::int64_t row) {
   const double* s = states.state + row;
   const std::int64_t stride = states.state_stride;
@@ -44,31 +47,43 @@ void merge(State& state, const State& block, double inverse_temperature) {
   if (is_poisoned(state)) state = State::poisoned();
 }
 
-// A block against `before`, the largest logit of the row up to it (-inf: none yet). reaches: whether the block is known
-// to hold a logit that is not below `before`. Sets it to what is found.
-State fold_block(const Row& row, std::int64_t column, std::int64_t n, double before, bool* reaches) {
+// n <= kBlock columns against `before`, the largest logit of the row up to them (-inf: none yet).
+State fold_block(const Row& row, std::int64_t column, std::int64_t n, double before) {
   double y[kBlock];
-  const void* entries = y;
+  const char* entries = reinterpret_cast<const char*>(y);
   int type = Row::kDouble;
-  double scale = 1.0, below = before;
-  bool comparable = before > -State::infinity();
+  std::int64_t entry_bytes = sizeof(double);
+  double scale = 1.0;
   if (row.direct) {
-    entries = row.at(column);
+    entries = static_cast<const char*>(row.at(column));
     type = row.type;
+    entry_bytes = row.entry_bytes;
     scale = row.transform.scale;
-    comparable = comparable && row.entry_of(before, &below);
   } else {
     row.compute(column, n, y, nullptr);
   }
   const double b = row.inverse_temperature * scale;
-  if (comparable && !*reaches) {
-    State sums{before, 0.0, 0.0, 0.0};
-    if (row.kernels.fold_below[type](entries, n, below, b, &sums.r, &sums.u)) return sums;
+  State state = State::empty();
+  for (double largest = before; n > 0;) {
+    double below = largest;
+    if (largest > -State::infinity() && (!row.direct || row.entry_of(largest, &below))) {
+      State sums{largest, 0.0, 0.0, 0.0};
+      const std::int64_t taken = row.kernels.fold_below[type](entries, n, below, b, &sums.r, &sums.u);
+      if (taken > 0) state.merge(sums, row.inverse_temperature);
+      entries += taken * entry_bytes;
+      n -= taken;
+    }
+    if (n == 0) break;
+    BlockSums sums;
+    const std::int64_t few = std::min(n, kRaisingColumns);
+    row.kernels.fold_block[type](entries, few, b, &sums);
+    sums.m *= scale;
+    state.merge(State{sums.m, sums.c, sums.r, sums.u}, row.inverse_temperature);
+    largest = std::max(largest, sums.m);
+    entries += few * entry_bytes;
+    n -= few;
   }
-  BlockSums sums;
-  row.kernels.fold_block[type](entries, n, b, &sums);
-  *reaches = !(sums.m * scale < before);
-  return State{sums.m * scale, sums.c, sums.r, sums.u};
+  return state;
 }
 
 double largest_logit(const Row& row, std::int64_t column, std::int64_t n) {
@@ -92,8 +107,7 @@ void fold_row(const FoldTile& p, std::int64_t index, const IsaKernels& kernels) 
   State state = p.fresh ? State::empty() : load_state(p.states, index);
   for (std::int64_t column = 0; column < p.tile.cols && !is_poisoned(state); column += kBlock) {
     const std::int64_t n = std::min(kBlock, p.tile.cols - column);
-    bool reaches = false;
-    merge(state, fold_block(row, column, n, state.m, &reaches), row.inverse_temperature);
+    merge(state, fold_block(row, column, n, state.m), row.inverse_temperature);
   }
   store_state(p.states, index, state);
   set_target_logit(p, row, index);
@@ -121,9 +135,8 @@ void fold_blocks_of_few_rows(const FoldTile& p, const IsaKernels& kernels, int t
   run(p.tile.rows * blocks, threads, [&](std::int64_t task) {
     const Row row(p.tile, task / blocks, kernels);
     const std::int64_t block = task % blocks;
-    bool reaches = false;
     folded[static_cast<std::size_t>(task)] =
-        fold_block(row, block * kBlock, columns_of(block), before[static_cast<std::size_t>(task)], &reaches);
+        fold_block(row, block * kBlock, columns_of(block), before[static_cast<std::size_t>(task)]);
   });
   for (std::int64_t index = 0; index < p.tile.rows; ++index) {
     const Row row(p.tile, index, kernels);

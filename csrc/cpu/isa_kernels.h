@@ -22,9 +22,10 @@ struct IsaKernels {
   // The largest entry; NaN is passed over.
   double (*largest[4])(const void* x, std::int64_t n);
 
-  // For entries that all lie strictly below m: r = sum e^(b(x-m)), u = sum e^(b(x-m)) b(m-x), one read, one pass.
-  // False (and nothing written) where an entry does not lie below m or is NaN. m must be exact in the entries' type.
-  bool (*fold_below[4])(const void* x, std::int64_t n, double m, double b, double* r, double* u);
+  // Of the entries from the first on that lie strictly below m: r = sum e^(b(x-m)), u = sum e^(b(x-m)) b(m-x), one read,
+  // one pass. Returns how many were taken: n, or fewer where an entry that is not below m follows within a few, or 0 where
+  // there is a NaN anywhere. m must be exact in the entries' type.
+  std::int64_t (*fold_below[4])(const void* x, std::int64_t n, double m, double b, double* r, double* u);
 
   // The block's own maximum, its count and the sums below it, in two passes.
   void (*fold_block[4])(const void* x, std::int64_t n, double b, BlockSums* sums);

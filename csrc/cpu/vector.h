@@ -132,12 +132,29 @@ static inline DoubleV times_power_of_two(DoubleV p, DoubleV n) {
 }
 #endif
 
-template <typename Real>
-static inline double sum_of_lanes(Values<Real> v) {
+// Over the lanes, in double.
+#if defined(__AVX512F__)
+static inline double sum_of_lanes(FloatV v) {
+  const __m256 upper = _mm512_extractf32x8_ps(v, 1);
+  return _mm512_reduce_add_pd(_mm512_cvtps_pd(_mm512_castps512_ps256(v)) + _mm512_cvtps_pd(upper));
+}
+static inline double sum_of_lanes(DoubleV v) { return _mm512_reduce_add_pd(v); }
+static inline bool all_negative(Int32V v) { return _mm512_movepi32_mask((__m512i)v) == 0xffff; }
+static inline bool all_negative(Int64V v) { return _mm512_movepi64_mask((__m512i)v) == 0xff; }
+#else
+template <typename Vector>
+static inline double sum_of_lanes(Vector v) {
   double sum = 0.0;
-  for (int i = 0; i < kLanes<Real>; ++i) sum += static_cast<double>(v[i]);
+  for (unsigned i = 0; i < sizeof v / sizeof v[0]; ++i) sum += static_cast<double>(v[i]);
   return sum;
 }
+template <typename Vector>
+static inline bool all_negative(Vector v) {
+  auto sign = v[0];
+  for (unsigned i = 1; i < sizeof v / sizeof v[0]; ++i) sign &= v[i];
+  return sign < 0;
+}
+#endif
 
 // ---- loads and stores: one vector, columns in order, any alignment ----------------------------------------------------
 static inline FloatV load(const float* p) {
@@ -190,7 +207,7 @@ static inline Int32V bfloat16_words(FloatV v) {
 }
 static inline void store(BFloat16* p, FloatV v) {
 #if defined(__AVX512BF16__)
-  // Also flushes subnormal values to zero, which times_power_of_two has done before.
+  // Flushes subnormal values to zero, as everything here does.
   const __m256bh words = _mm512_cvtneps_pbh(v);
   __builtin_memcpy(p, &words, sizeof words);
 #else
@@ -231,4 +248,38 @@ static inline void store(Float16* p, FloatV v) {
   word = magnitude > 0x7f800000 ? Int32V{} + 0x7e00 : word;
   store_words(&p->bits, word | ((bits >> 16) & 0x8000));
 #endif
+}
+
+// ---- groups of four vectors ------------------------------------------------------------------------------------------
+// Of BFloat16, two neighbours lie in one 32-bit word, and each half is a float with one instruction: a group of them is
+// (even, odd, even, odd columns). Sums do not mind the order; store_group of BFloat16 puts it right.
+template <typename T>
+static inline void load_group(const T* p, Values<typename Stored<T>::Real> (&v)[4]) {
+  for (int k = 0; k < 4; ++k) v[k] = load(p + k * kLanes<typename Stored<T>::Real>);
+}
+static inline void load_group(const BFloat16* p, FloatV (&v)[4]) {
+  for (int k = 0; k < 4; k += 2) {
+    Int32V words;
+    __builtin_memcpy(&words, p + k * kLanes<float>, sizeof words);
+    v[k] = (FloatV)(words << 16);
+    v[k + 1] = (FloatV)(words & static_cast<std::int32_t>(0xffff0000));
+  }
+}
+
+template <typename T, typename Vector>
+static inline void store_group(T* p, const Vector (&v)[4]) {
+  for (int k = 0; k < 4; ++k) store(p + k * static_cast<int>(sizeof(Vector) / sizeof v[0][0]), v[k]);
+}
+static inline void store_group(BFloat16* p, const FloatV (&v)[4]) {
+  for (int k = 0; k < 4; k += 2) {
+#if defined(__AVX512BF16__)
+    const __m512i halves = (__m512i)_mm512_cvtne2ps_pbh(v[k + 1], v[k]);  // even columns below, odd ones above
+    const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21,
+                                           5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+    const __m512i words = _mm512_permutexvar_epi16(order, halves);
+#else
+    const Int32V words = (bfloat16_words(v[k]) & 0xffff) | (bfloat16_words(v[k + 1]) << 16);
+#endif
+    __builtin_memcpy(p + k * kLanes<float>, &words, sizeof words);
+  }
 }

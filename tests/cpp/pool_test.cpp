@@ -98,7 +98,10 @@ void forked_child_works(bool while_busy) {
 
 }  // namespace
 
-int main() {
+// --no-fork: where the program runs under user-mode emulation. qemu's own threads do not survive a fork of a program with
+// several threads, so that a child there can start none, whatever the pool does.
+int main(int count, char** arguments) {
+  const bool forks = !(count > 1 && std::string(arguments[1]) == "--no-fork");
   for (const int threads : {-1, 0, 1, 2, 5, 64}) {
     for (const std::int64_t tasks : {0, 1, 2, 3, 1000}) every_task_runs_once(tasks, threads);
   }
@@ -106,7 +109,11 @@ int main() {
   exception_reaches_the_caller();
   several_callers_at_once();
   run_within_a_task();
-  forked_child_works(false);
-  forked_child_works(true);
+  if (forks) {
+    forked_child_works(false);
+    forked_child_works(true);
+  } else {
+    std::printf("not tested here: fork\n");
+  }
   return expect::finish("pool");
 }
