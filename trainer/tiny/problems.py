@@ -11,8 +11,8 @@ The opener of an exploration is drawn from 8*6*6*5*6 = 8640 phrases (9.06 nats o
 from four: there is entropy to save, and nothing to lose by saving it. Three designs of the warm-start responses:
 
     explore   K ~ U{0..4} explorations after the first calculation, all right: exploring is useless
-    slips     each calculation goes wrong with probability 0.25, the response ends when two results agree (at most six
-              calculations): exploring is useful, cutting all of it costs accuracy
+    slips     each calculation goes wrong with probability 0.2; the response goes on until two results agree (at most six
+              calculations), and then makes U{0..2} more: some exploring is useful, cutting all of it costs accuracy
     recap     like explore, and after the result is known R >= 0 recaps, P(one more) = 2/3: each recap is a copy of what has
               been said, so its tokens are certain. The counter-example to a mean entropy: recaps dilute it.
 
@@ -37,8 +37,9 @@ OPENER = (
 LARGEST_NUMBER = 24
 DESIGNS = ("explore", "slips", "recap")
 MOST_EXPLORATIONS = 4
-SLIP_PROBABILITY = 0.25
-MOST_CALCULATIONS = 6  # of a response of the slips design
+SLIP_PROBABILITY = 0.2
+MOST_CALCULATIONS = 6  # of the slips design, until two agree
+MOST_IDLE_EXPLORATIONS = 2  # of the slips design, after two agree
 RECAP_PROBABILITY = 2 / 3
 MOST_RECAPS = 8
 HELD_OUT_SHARE = 8  # one in so many number triples
@@ -165,6 +166,8 @@ def draw_response(rng: random.Random, problem: Problem, design: str) -> str:
             parts.append(text)
             results.append(result)  # the last is the one that agrees with an earlier one
         result = results[-1]
+        for _ in range(rng.randint(0, MOST_IDLE_EXPLORATIONS)):
+            parts.append(_exploration(rng, problem, rng.random() < SLIP_PROBABILITY)[0])
     else:
         for _ in range(rng.randint(0, MOST_EXPLORATIONS)):
             text, result = _exploration(rng, problem, slip=False)

@@ -31,7 +31,12 @@ def _prefill(model: PreTrainedModel, prompts: Sequence[Sequence[int]], pad_id: i
     ids, mask, positions = ids.to(device), mask.to(device), positions.to(device)
     cache = DynamicCache(config=model.config)
     output = model(
-        input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=positions,
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
     )
     place = {prompt: row for row, prompt in enumerate(unique)}
     rows = torch.tensor([place[tuple(prompt)] for prompt in prompts], device=device)

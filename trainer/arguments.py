@@ -1,0 +1,304 @@
+"""The options of `python -m trainer.grpo` that are not TRL's, their help, and how a command line becomes settings.
+
+In: the command line.  Out: RunArguments, trl.GRPOConfig, trl.ModelConfig, checked as far as that goes without a model.
+
+Every flag of trl.GRPOConfig and trl.ModelConfig is accepted under TRL's own name, on the command line and in recipes; the
+command line wins. Importing this file imports neither torch nor TRL, so `--help` is quick.
+"""
+
+import argparse
+import dataclasses
+import importlib.util
+import os
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+RECIPES = Path(__file__).with_name("recipes")
+DEFAULT_RECIPE = "tiny"
+REWARDS = ("cer", "total_entropy", "accuracy", "length_penalty", "random")
+TINY = "tiny"  # dataset and model: the embedded experiment
+TINY_BYTES = "tiny-bytes"  # model: the embedded size with random weights and a byte tokenizer
+TINY_DESIGNS = ("explore", "slips", "recap")
+
+
+def option(default, text: str):
+    """A dataclass field whose help argparse shows."""
+    if isinstance(default, (list, tuple)):
+        return field(default_factory=lambda: list(default), metadata={"help": text})
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass
+class RunArguments:
+    """Options of ours; trainer/recipes/*.yaml may set any of them."""
+
+    dataset: str = option(
+        TINY,
+        "Training data: tiny (the embedded word problems), gsm8k, math500, aime24, aime25, a json, jsonl or parquet file, "
+        "or a hub id.",
+    )
+    dataset_split: str = option("train", "Split of the training data.")
+    question_column: str | None = option(None, "Column with the question, where it is not found by itself.")
+    answer_column: str | None = option(None, "Column with the reference answer, where it is not found by itself.")
+    max_samples: int | None = option(None, "Use only the first so many problems.")
+    max_prompt_length: int | None = option(None, "Leave out problems whose prompt has more tokens than this.")
+    enable_thinking: bool | None = option(None, "Thinking mode of the chat template (Qwen3): true, false, or its default.")
+    reward: list[str] = option(
+        ["cer"],
+        "Reward, one or several of: cer (1 + weight * exp(-TECA) if right, else 0), total_entropy (the same with the "
+        "completion's total entropy, which padding cannot dilute), accuracy, length_penalty (accuracy, less for longer "
+        "answers), random. Several are summed with --reward_weights.",
+    )
+    cer_weight: float = option(0.5, "Weight of the entropy term in cer and total_entropy.")
+    completions_per_update: int | None = option(
+        None,
+        "Completions per optimizer step over all processes; sets --gradient_accumulation_steps for the number of processes "
+        "there are.",
+    )
+    samples_per_log: int = option(4, "Completions written to samples.jsonl at every logging step.")
+    controls: list[str] = option(
+        [], "Embedded experiment: rewards to train with as well, from the same start, for the table (or: none)."
+    )
+    tiny_design: str = option(
+        "explore",
+        "Embedded experiment: explore (useless exploration), slips (exploration that catches slips), recap (optional "
+        "repetition that lowers TECA: the counter-example to a mean).",
+    )
+    warm_start_steps: int = option(600, "Embedded experiment: supervised steps before GRPO.")
+    held_out_problems: int = option(256, "Embedded experiment: problems in the table, none of whose sums were trained on.")
+    cache_dir: str | None = option(
+        None, "Where warm-started models are kept (default: $XDG_CACHE_HOME/cer_ext or ~/.cache/cer_ext)."
+    )
+    sampler: str = option(
+        "auto",
+        "Sampling without vLLM: embedded (a key/value cache that drops finished rows; plain temperature sampling), trl "
+        "(transformers' generate), auto (embedded for the embedded models, else trl).",
+    )
+
+    def __post_init__(self):
+        _check_choice("tiny_design", self.tiny_design, TINY_DESIGNS)
+        _check_choice("sampler", self.sampler, ("auto", "embedded", "trl"))
+        self.controls = [name for name in self.controls if name != "none"]
+        for option_name in ("reward", "controls"):
+            for name in getattr(self, option_name):
+                _check_choice(option_name, name, REWARDS)
+        if not self.reward:
+            raise ValueError("reward is empty: name at least one")
+        minima = {"max_samples": 1, "max_prompt_length": 1, "completions_per_update": 1}
+        minima |= {"samples_per_log": 0, "warm_start_steps": 1, "held_out_problems": 2}
+        for name, least in minima.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"{name} is {value}: expected at least {least}")
+        if not self.cer_weight >= 0:
+            raise ValueError(f"cer_weight is {self.cer_weight}: expected a number >= 0")
+
+
+class ConfigError(ValueError):
+    """The command line or a recipe asks for something that can't be; the message says what."""
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} is {value!r}: expected one of {', '.join(choices)}")
+
+
+def recipe_names() -> list[str]:
+    """The recipes that come with the package (an accelerate configuration is not one)."""
+    return sorted(path.stem for path in RECIPES.glob("*.yaml") if not path.stem.startswith("accelerate"))
+
+
+def help_text() -> str:
+    """What `--help` prints: every option of ours, and where the others are."""
+    parser = argparse.ArgumentParser(
+        prog="python -m trainer.grpo",
+        description="GRPO training with the CER reward. Without any argument: the embedded experiment (recipe tiny), a "
+        "0.1M-parameter policy trained from scratch in a few minutes on a laptop.",
+        epilog="Every option of trl.GRPOConfig (--learning_rate, --max_steps, --beta, --use_vllm, ...) and trl.ModelConfig "
+        "(--model_name_or_path, --use_peft, --lora_r, ...) is accepted as well, here and in recipes; --help-trl lists "
+        "them. --resume_from_checkpoint last goes on from the newest complete checkpoint in --output_dir. Control-C saves "
+        "a checkpoint. Several processes: accelerate launch --config_file trainer/recipes/accelerate_fsdp2.yaml -m "
+        "trainer.grpo ...",
+        add_help=False,
+    )
+    parser.add_argument(
+        "--config",
+        metavar="RECIPE",
+        help=f"YAML file of options, or the name of one that comes with the package: {', '.join(recipe_names())}. "
+        f"Default: {DEFAULT_RECIPE}. The command line wins over it.",
+    )
+    parser.add_argument("--help", "-h", action="store_true", help="This text.")
+    parser.add_argument("--help-trl", action="store_true", help="Every option, TRL's too (takes some seconds).")
+    for entry in dataclasses.fields(RunArguments):
+        default = entry.default if entry.default is not dataclasses.MISSING else entry.default_factory()
+        shown = " ".join(default) if isinstance(default, list) else default
+        text = entry.metadata["help"].replace("%", "%%")
+        parser.add_argument(
+            f"--{entry.name}", metavar="VALUE", help=text if default in (None, []) else f"{text} Default: {shown}."
+        )
+    return parser.format_help()
+
+
+def find_recipe(wanted: str) -> Path:
+    """The file that --config means: a path, or the name of a packaged recipe with or without .yaml."""
+    if Path(wanted).is_file():
+        return Path(wanted)
+    packaged = RECIPES / f"{Path(wanted).name.removesuffix('.yaml')}.yaml"
+    named = wanted == Path(wanted).name or Path(wanted).parent.as_posix().endswith("recipes")
+    if named and packaged.is_file():
+        return packaged
+    raise ConfigError(f"config: no file {wanted}, and no packaged recipe of that name ({', '.join(recipe_names())})")
+
+
+def _take_config(argv: list[str]) -> tuple[Path, list[str]]:
+    """The recipe, and the command line without --config."""
+    rest, wanted, items = [], DEFAULT_RECIPE, iter(argv)
+    for item in items:
+        if item == "--config":
+            wanted = next(items, None)
+            if wanted is None:
+                raise ConfigError("--config needs a file or the name of a recipe")
+        elif item.startswith("--config="):
+            wanted = item.removeprefix("--config=")
+        else:
+            rest.append(item)
+    return find_recipe(wanted), rest
+
+
+def _read_recipe(path: Path) -> dict:
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: expected a mapping of options, got {type(content).__name__}")
+    return content
+
+
+def make_parser():
+    """TRL's parser over our options and TRL's (imports TRL)."""
+    from trl import GRPOConfig, ModelConfig, TrlParser
+
+    return TrlParser((RunArguments, GRPOConfig, ModelConfig), prog="python -m trainer.grpo", allow_abbrev=False)
+
+
+def _parse_once(recipe: dict, argv: list[str]):
+    parser = make_parser()
+    known = {action.dest for action in parser._actions}
+    unknown = sorted(set(recipe) - known)
+    if unknown:
+        raise ConfigError(f"unknown option in the recipe: {', '.join(unknown)}{_similar(unknown[0], known)}")
+    for action in parser._actions:  # a recipe's value passes argparse's type check as a word of the command line does
+        value = recipe.get(action.dest)
+        if action.type is not None and value is not None and not isinstance(value, dict):
+            values = value if isinstance(value, list) else [value]
+            for one in values:
+                try:
+                    action.type(str(one))
+                except (ValueError, TypeError, argparse.ArgumentTypeError) as error:
+                    raise ConfigError(f"{action.dest} in the recipe is {one!r}: {error}") from error
+            if isinstance(value, list) and action.nargs is None and "{" not in str(value):
+                raise ConfigError(f"{action.dest} in the recipe is a list: expected one value, got {value!r}")
+            if not isinstance(value, list) and action.nargs in ("+", "*"):
+                recipe = {**recipe, action.dest: [value]}
+            elif action.nargs is None and not isinstance(value, list):
+                recipe = {**recipe, action.dest: str(value)}  # 3e-6 is a string in YAML: argparse converts either
+    parser.set_defaults_with_config(**recipe)
+    try:
+        *settings, rest = parser.parse_args_into_dataclasses(args=argv, return_remaining_strings=True)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    if rest:
+        names = [word.split("=")[0] for word in rest if word.startswith("-")] or rest
+        raise ConfigError(f"unknown option: {' '.join(names)}{_similar(names[0].lstrip('-'), known)}")
+    return tuple(settings)
+
+
+def _similar(name: str, known: set[str]) -> str:
+    import difflib
+
+    close = difflib.get_close_matches(name, known, n=3)
+    return f" (did you mean {' or '.join(close)}?)" if close else ""
+
+
+def parse(argv: list[str]):
+    """(RunArguments, GRPOConfig, ModelConfig) of a command line. Raises ConfigError."""
+    path, rest = _take_config(argv)
+    recipe = _read_recipe(path)
+    run, config, model = _parse_once(recipe, rest)
+    if run.completions_per_update is not None:
+        per_pass = config.per_device_train_batch_size * config.world_size
+        if run.completions_per_update % per_pass:
+            raise ConfigError(
+                f"completions_per_update is {run.completions_per_update}: expected a multiple of "
+                f"per_device_train_batch_size * processes = {config.per_device_train_batch_size} * {config.world_size}"
+            )
+        accumulation = ["--gradient_accumulation_steps", str(run.completions_per_update // per_pass)]
+        run, config, model = _parse_once(recipe, rest + accumulation)
+    check(run, config, model)
+    return run, config, model
+
+
+_TRACKERS = {"tensorboard": "tensorboard", "wandb": "wandb", "trackio": "trackio"}
+
+
+def check(run: RunArguments, config, model) -> None:
+    """What can be known to be wrong before anything is loaded. Raises ConfigError."""
+    if config.reward_weights is not None and len(config.reward_weights) != len(run.reward):
+        raise ConfigError(f"reward_weights has {len(config.reward_weights)} values for {len(run.reward)} rewards")
+    for tracker in config.report_to:
+        if tracker in _TRACKERS and importlib.util.find_spec(_TRACKERS[tracker]) is None:
+            raise ConfigError(f"report_to names {tracker}, which is not installed: pip install {_TRACKERS[tracker]}")
+    if config.use_vllm and importlib.util.find_spec("vllm") is None:
+        raise ConfigError("use_vllm is set, but vllm is not installed: pip install vllm==0.32.0")
+    if model.use_peft and importlib.util.find_spec("peft") is None:
+        raise ConfigError("use_peft is set, but peft is not installed: pip install peft")
+    if not config.temperature > 0:
+        raise ConfigError(f"temperature is {config.temperature}: expected a number > 0")
+    if not config.learning_rate > 0:
+        raise ConfigError(f"learning_rate is {config.learning_rate}: expected a number > 0")
+    if run.controls and run.dataset != TINY:
+        raise ConfigError(f"controls are for the embedded experiment (dataset {TINY}), not for {run.dataset}")
+    name = model.model_name_or_path
+    if run.dataset == TINY and name not in (None, TINY):
+        raise ConfigError(f"dataset {TINY} goes with its own model: leave out model_name_or_path={name}")
+    if run.dataset != TINY:
+        if name is None or name == TINY:
+            raise ConfigError(f"dataset {run.dataset} needs model_name_or_path (a directory, a hub id or {TINY_BYTES})")
+        if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
+            raise ConfigError(f"model_name_or_path: no directory {name}")
+        looks_local = run.dataset.startswith((".", "/", "~")) or run.dataset.endswith((".json", ".jsonl", ".parquet"))
+        if looks_local and not Path(run.dataset).expanduser().exists():
+            raise ConfigError(f"dataset: no file {run.dataset}")
+    _check_writable(Path(config.output_dir))
+
+
+def _check_writable(output_dir: Path) -> None:
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"output_dir {output_dir}: {error.strerror or error}") from error
+    if not os.access(output_dir, os.W_OK):
+        raise ConfigError(f"output_dir {output_dir}: not writable")
+
+
+def command_without_resume(argv: list[str]) -> str:
+    """The command line that a run goes on with, less what says where it goes on from."""
+    words, items = ["python", "-m", "trainer.grpo"], iter(argv)
+    for item in items:
+        if item == "--resume_from_checkpoint":
+            next(items, None)
+        elif not item.startswith("--resume_from_checkpoint="):
+            words.append(item)
+    import shlex
+
+    return shlex.join(words)
+
+
+def fail(error: ConfigError) -> int:
+    """Prints a ConfigError as commands do; the exit code for a wrong command line."""
+    print(f"python -m trainer.grpo: error: {error}", file=sys.stderr)
+    return 2

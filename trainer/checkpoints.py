@@ -1,0 +1,255 @@
+"""Checkpoints that are never half written, and from which a run goes on to the same numbers.
+
+In: any TRL GRPO trainer class, through `CheckpointMixin`.  Out: the same trainer, whose checkpoints
+
+  - appear under their name by one rename, after everything in them has reached the disk; what a crash leaves behind is
+    a directory `.saving-checkpoint-N`, which nobody mistakes for a checkpoint and the next run removes
+  - also hold, per process, what TRL and transformers leave out and the next step depends on:
+
+        step counter and rollout buffer   with steps_per_generation * num_iterations > gradient_accumulation_steps a
+                                          checkpoint can fall between two uses of the same rollouts
+        metrics not logged yet            with logging_steps > 1 the next logged value is a mean over steps before and after
+        the reference policy              where sync_ref_model moves it
+
+  - are resumed with the right order of prompts: stock TRL's sampler draws one permutation per epoch from a generator that
+    starts anew on resuming, so that a run resumed in its second epoch walks the first epoch's order again
+
+Resuming draws the random states from the checkpoint (transformers does that), so samples are the same too.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from torch.utils.data import Sampler
+from transformers import TrainerCallback
+from transformers.trainer_utils import rotate_checkpoints
+from trl.trainer.utils import RepeatSampler
+
+STAGING_PREFIX = ".saving-"
+_WEIGHTS = ("model*.safetensors", "adapter_model*.safetensors", "pytorch_model*", "adapter_model*.bin", "global_step*")
+
+
+def is_complete(checkpoint: Path) -> bool:
+    """Whether a directory holds a checkpoint that can be resumed: a readable trainer state (written last) and weights."""
+    try:
+        json.loads((checkpoint / "trainer_state.json").read_text())
+    except (OSError, ValueError):
+        return False
+    return any(next(checkpoint.glob(pattern), None) is not None for pattern in _WEIGHTS)
+
+
+def complete_checkpoints(output_dir: str | Path) -> list[Path]:
+    """The complete checkpoints of a run, oldest step first."""
+    found = []
+    for path in Path(output_dir).glob("checkpoint-*"):
+        step = path.name.removeprefix("checkpoint-")
+        if step.isdigit() and is_complete(path):
+            found.append((int(step), path))
+    return [path for _, path in sorted(found)]
+
+
+def resolve_resume(wanted: str | bool | None, output_dir: str | Path) -> Path | None:
+    """The checkpoint that --resume_from_checkpoint means; None where it asks for none.
+
+    A path must be a complete checkpoint. True, "true" and "last" mean the newest complete one in `output_dir`;
+    incomplete ones are passed over.
+
+    Raises:
+        ValueError: where there is no such checkpoint.
+    """
+    if wanted is None or wanted is False or str(wanted).lower() in ("", "false", "none"):
+        return None
+    if wanted is True or str(wanted).lower() in ("true", "last"):
+        found = complete_checkpoints(output_dir)
+        if not found:
+            raise ValueError(f"resume_from_checkpoint={wanted}: no complete checkpoint in {output_dir}")
+        return found[-1]
+    path = Path(wanted)
+    if not is_complete(path):
+        known = ", ".join(str(p) for p in complete_checkpoints(path.parent)) or "none"
+        raise ValueError(
+            f"resume_from_checkpoint={path}: not a complete checkpoint (complete ones beside it: {known})"
+        )
+    return path
+
+
+class EpochRepeatSampler(Sampler):
+    """TRL's RepeatSampler whose permutation depends on the seed and the epoch, not on how often it was iterated.
+
+    The first epoch's order, and every later one's, are those of an uninterrupted run of stock TRL.
+    """
+
+    def __init__(self, epoch: Callable[[], int], **repeat_sampler):
+        self._epoch = epoch
+        self._arguments = repeat_sampler
+
+    def __iter__(self) -> Iterator[int]:
+        sampler = RepeatSampler(**self._arguments)
+        if sampler.shuffle:
+            for _ in range(self._epoch()):  # one permutation per epoch gone by
+                torch.randperm(sampler.num_samples, generator=sampler.generator)
+        return iter(sampler)
+
+    def __len__(self) -> int:
+        return len(RepeatSampler(**self._arguments))
+
+
+def _reach_disk(directory: Path) -> None:
+    for path in [*directory.rglob("*"), directory]:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+class _RestoreLossSum(TrainerCallback):
+    """transformers sets the running loss to zero right before this event."""
+
+    def __init__(self, trainer: "CheckpointMixin"):
+        self.trainer = trainer
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        restored, self.trainer._restored_loss = self.trainer._restored_loss, None
+        if restored is not None:
+            self.trainer._tr_loss = restored["loss"].to(args.device)
+            self.trainer._globalstep_last_logged = restored["last_logged"]
+
+
+class CheckpointMixin:
+    """Put before a TRL GRPO trainer among the bases of a class. See this file's header."""
+
+    def __init__(self, *args, **kwargs):
+        self._staging: Path | None = None
+        self._restored_loss: dict | None = None
+        super().__init__(*args, **kwargs)
+        self.add_callback(_RestoreLossSum(self))
+
+    # --- order of prompts
+
+    def _get_train_sampler(self, dataset=None):
+        stock = super()._get_train_sampler(dataset)
+        if not isinstance(stock, RepeatSampler):
+            raise RuntimeError(f"expected TRL's RepeatSampler, got {type(stock).__name__}: order on resume is unknown")
+        return EpochRepeatSampler(
+            lambda: int(self.state.epoch or 0),
+            data_source=stock.data_source,
+            mini_repeat_count=stock.mini_repeat_count,
+            batch_size=stock.batch_size,
+            repeat_count=stock.repeat_count,
+            shuffle=stock.shuffle,
+            seed=stock.seed,
+        )
+
+    # --- saving
+
+    def _get_output_dir(self, trial):
+        return str(self._staging) if self._staging is not None else super()._get_output_dir(trial)
+
+    def _save_checkpoint(self, model, trial):
+        if self.args.push_to_hub:  # transformers uploads the directory in the background: it must keep its place
+            super()._save_checkpoint(model, trial)
+            self._save_grpo_state(Path(super()._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}")
+            return
+        run_dir = Path(self._get_output_dir(trial))
+        name = f"checkpoint-{self.state.global_step}"
+        staging = run_dir / f"{STAGING_PREFIX}{name}"
+        if self.args.should_save:
+            remove_leftovers(run_dir)
+            (staging / name).mkdir(parents=True)
+        self.accelerator.wait_for_everyone()
+        try:
+            self._staging = staging
+            super()._save_checkpoint(model, trial)
+            if not self.args.save_only_model:
+                self._save_grpo_state(staging / name)
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                if self.state.best_global_step:
+                    best = run_dir / f"checkpoint-{self.state.best_global_step}"
+                    if best.is_dir() or best.name == name:
+                        self.state.best_model_checkpoint = str(best)
+                        self.state.save_to_json(str(staging / name / "trainer_state.json"))
+                _reach_disk(staging / name)
+                self._publish(staging / name, run_dir / name)
+        finally:
+            self._staging = None
+            if self.args.should_save:
+                shutil.rmtree(staging, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            rotate_checkpoints(
+                output_dir=str(run_dir),
+                save_total_limit=self.args.save_total_limit,
+                best_model_checkpoint=self.state.best_model_checkpoint,
+                use_mtime=True,
+            )
+
+    @staticmethod
+    def _publish(staged: Path, final: Path) -> None:
+        replaced = final.with_name(f"{STAGING_PREFIX}replaced-{final.name}")
+        if final.exists():  # of an earlier run into the same directory
+            final.rename(replaced)
+        staged.rename(final)
+        descriptor = os.open(final.parent, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        shutil.rmtree(replaced, ignore_errors=True)
+
+    def grpo_state(self) -> dict:
+        """What the next step depends on and neither transformers nor TRL saves."""
+        generate_every = self.args.steps_per_generation * self.num_iterations
+        in_use = self._step % generate_every != 0
+        state = {
+            "step": self._step,
+            "buffered_inputs": self._buffered_inputs if in_use else None,
+            "metrics": {name: list(values) for name, values in self._metrics["train"].items()},
+            "loss": self._tr_loss.detach().clone(),
+            "last_logged": self._globalstep_last_logged,
+        }
+        if self.args.sync_ref_model and self.ref_model is not None:
+            if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+                raise ValueError("sync_ref_model with FSDP or DeepSpeed: the moved reference can't be checkpointed")
+            state["ref_model"] = self.accelerator.unwrap_model(self.ref_model).state_dict()
+        return state
+
+    def _grpo_state_file(self, checkpoint: str | Path) -> Path:
+        return Path(checkpoint) / f"grpo_state_{self.args.process_index}.pt"
+
+    def _save_grpo_state(self, checkpoint: Path) -> None:
+        torch.save(self.grpo_state(), self._grpo_state_file(checkpoint))
+
+    # --- resuming
+
+    def _load_optimizer_and_scheduler(self, checkpoint):
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None:
+            return
+        path = self._grpo_state_file(checkpoint)
+        if not path.is_file():  # made by stock TRL
+            self._step = self.state.global_step * self.args.gradient_accumulation_steps
+            return
+        state = torch.load(path, map_location=self.args.device, weights_only=True)
+        self._step = state["step"]
+        self._buffered_inputs = state["buffered_inputs"]
+        for name, values in state["metrics"].items():
+            self._metrics["train"][name] = values
+        self._restored_loss = {"loss": state["loss"], "last_logged": state["last_logged"]}
+        if "ref_model" in state:
+            self.accelerator.unwrap_model(self.ref_model).load_state_dict(state["ref_model"])
+
+
+def remove_leftovers(output_dir: str | Path) -> None:
+    """Removes what an interrupted save left behind."""
+    for path in Path(output_dir).glob(f"{STAGING_PREFIX}*checkpoint-*"):
+        replaced = path.name.removeprefix(f"{STAGING_PREFIX}replaced-")
+        if replaced != path.name and not (path.parent / replaced).exists():
+            path.rename(path.parent / replaced)  # the crash came between the two renames: the old one is the good one
+        else:
+            shutil.rmtree(path, ignore_errors=True)

@@ -1,0 +1,43 @@
+"""One GRPO run: the trainer class that the program uses, built and carried to its end.
+
+In: settings, model, tokenizer, data, reward functions.  Out: an exit code, and the run's files in its output directory.
+
+    CERTrainer        TRL's GRPO with the fused head and TECA for the rewards
+    CheckpointMixin   checkpoints that are whole, resumed to the same numbers
+    SurvivalMixin     signals and failures
+    MeasuredMixin     timings, samples
+"""
+
+from pathlib import Path
+
+from trainer import survival
+from trainer.arguments import RunArguments
+from trainer.cer_trainer import CERTrainer
+from trainer.checkpoints import CheckpointMixin, remove_leftovers
+from trainer.run_log import MeasuredMixin, report_here
+
+
+class GRPORun(MeasuredMixin, survival.SurvivalMixin, CheckpointMixin, CERTrainer):
+    """CERTrainer with whole checkpoints, survival and measurements."""
+
+
+def build(run: RunArguments, config, *, model, reward_funcs: list, train_dataset, description: str = "train", **trl):
+    """A GRPORun with the program's callbacks.
+
+    Args:
+        description: stands before the progress bar.
+        trl: goes to the trainer as it is (processing_class, peft_config, rollout_func, ...).
+    """
+    trainer = GRPORun(model=model, reward_funcs=reward_funcs, args=config, train_dataset=train_dataset, **trl)
+    report_here(trainer, description=description, samples_per_log=run.samples_per_log)
+    return trainer
+
+
+def carry_out(trainer: GRPORun, *, resume_from_checkpoint: Path | None, command: str) -> int:
+    """Trains to the end; saves the model there. The exit code: 0, or what trainer/survival.py says."""
+    if trainer.args.should_save:
+        remove_leftovers(trainer.args.output_dir)
+    code = survival.train(trainer, resume_from_checkpoint=resume_from_checkpoint, command=command)
+    if code == 0:
+        trainer.save_model(str(Path(trainer.args.output_dir) / "final"))
+    return code

@@ -1,0 +1,262 @@
+"""What a run does when it is stopped or something fails.
+
+    Ctrl-C, SIGTERM        the step under way is finished, a checkpoint saved, the command to go on with printed (a second
+                           signal stops at once)
+    loss or gradient NaN   raised before the optimizer touches the weights
+    dead reward function   one that raises, gives inf, or all of whose batch is None or NaN
+    out of memory          the options that lower it are named
+    disk full              the half-written checkpoint is removed, the last complete one stays
+
+In a failure the state after the last complete step is still in memory. In a single process it is saved as a checkpoint
+(where the disk allows), so that a run goes on from the very step that failed; with several processes, where one may have
+failed alone, the last checkpoint on disk is named instead. `train` returns the process's exit code: 0, 130 or 143 for a
+signal, 1 for a failure. Unknown errors are not explained away: they pass through, after the last checkpoint is named.
+"""
+
+import errno
+import math
+import random
+import signal
+import sys
+import traceback
+from pathlib import Path
+
+import numpy
+import torch
+from transformers import TrainerCallback
+
+from trainer.checkpoints import complete_checkpoints
+
+
+class TrainingFailure(RuntimeError):
+    """Training can't go on; the message says what happened and what to do."""
+
+
+class RewardFailure(TrainingFailure):
+    """A reward function is of no use."""
+
+
+class NonFiniteLoss(TrainingFailure):
+    """The loss or the gradient is NaN or infinite."""
+
+
+def _say(text: str) -> None:
+    print(f"\n{text}", file=sys.stderr, flush=True)
+
+
+class StopSignals:
+    """While active, SIGINT and SIGTERM ask for a stop after the step under way; the second one stops at once."""
+
+    def __init__(self):
+        self.received: int | None = None
+        self._previous = {}
+
+    def __enter__(self) -> "StopSignals":
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._previous[number] = signal.signal(number, self._on_signal)
+        return self
+
+    def __exit__(self, *error) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _on_signal(self, number, frame) -> None:
+        if self.received is not None:
+            raise KeyboardInterrupt
+        self.received = number
+        _say(f"{signal.Signals(number).name}: finishing this step, then saving. Once more to stop at once.")
+
+
+class _Watch(TrainerCallback):
+    """Tells the trainer where in a step it is, and stops it after the step in which a signal came."""
+
+    def __init__(self, trainer: "SurvivalMixin"):
+        self.trainer = trainer
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self.trainer._remember_step_start()
+        self.trainer._phase = "computing"
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        self.trainer._phase = "updating"
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.trainer._phase = "complete"
+        stop = self.trainer.stop_signals.received is not None
+        if torch.distributed.is_initialized():  # the processes get their signals at different times
+            flag = torch.tensor(int(stop), device=args.device)
+            torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
+            stop = bool(flag.item())
+        if stop:
+            self.trainer.stopped_by_signal = True
+            control.should_save = True
+            control.should_training_stop = True
+        return control
+
+
+class SurvivalMixin:
+    """Put before CheckpointMixin among the bases of a class. See this file's header."""
+
+    def __init__(self, *args, **kwargs):
+        self.stop_signals = StopSignals()
+        self.stopped_by_signal = False
+        self._phase = "starting"
+        self._step_start: dict | None = None
+        super().__init__(*args, **kwargs)
+        self.add_callback(_Watch(self))
+
+    # --- failures, found before they do harm
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if not torch.isfinite(loss).all():
+            raise NonFiniteLoss(
+                f"the loss is {loss.item()} in step {self.state.global_step + 1}. Lower --learning_rate or "
+                "--temperature, or train in float32 (--bf16 false) to see whether it is the precision."
+            )
+        return loss
+
+    def _get_grad_norm(self, model, grad_norm=None):
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        scaled = getattr(self.accelerator, "scaler", None) is not None  # fp16: the scaler skips such steps itself
+        if norm is not None and not scaled and not math.isfinite(float(norm)):
+            raise NonFiniteLoss(
+                f"the gradient's norm is {float(norm)} in step {self.state.global_step + 1}, at a finite loss. Lower "
+                "--learning_rate, or train in float32 (--bf16 false) to see whether it is the precision."
+            )
+        return norm
+
+    def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
+        try:
+            rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        except Exception as error:
+            if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+                raise
+            names = ", ".join(self.reward_func_names)
+            raise RewardFailure(f"a reward function raised (of: {names}): {type(error).__name__}: {error}") from error
+        for index, name in enumerate(self.reward_func_names):
+            if torch.isinf(rewards[:, index]).any():
+                raise RewardFailure(f"the reward function {name} gave an infinite reward")
+        if torch.isnan(rewards).all():
+            raise RewardFailure(
+                f"no reward function gave a number for any of {len(rewards)} completions (all None or NaN): "
+                f"{', '.join(self.reward_func_names)}"
+            )
+        return rewards
+
+    # --- the last good state
+
+    def _remember_step_start(self) -> None:
+        self._step_start = {
+            "python": random.getstate(),
+            "numpy": numpy.random.get_state(),
+            "torch": torch.random.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            "tokens_seen": self.state.num_input_tokens_seen,
+            "buffered_inputs": self._buffered_inputs,
+            "step": self._step,
+            "metrics": {name: list(values) for name, values in self._metrics["train"].items()},
+            "loss": self._tr_loss.detach().clone(),
+        }
+
+    def _return_to_step_start(self) -> None:
+        start = self._step_start
+        random.setstate(start["python"])
+        numpy.random.set_state(start["numpy"])
+        torch.random.set_rng_state(start["torch"])
+        if start["cuda"]:
+            torch.cuda.set_rng_state_all(start["cuda"])
+        self.state.num_input_tokens_seen = start["tokens_seen"]
+        self._buffered_inputs = start["buffered_inputs"]
+        self._step = start["step"]
+        self._metrics["train"].clear()
+        self._metrics["train"].update(start["metrics"])
+        self._tr_loss = start["loss"]
+
+    def save_last_good_state(self) -> Path | None:
+        """A checkpoint of the state after the last complete step, or None where there is none to be had."""
+        if self.args.world_size > 1 or self._phase not in ("computing", "complete"):
+            return None
+        checkpoint = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        if self.state.global_step == 0 or checkpoint in complete_checkpoints(self.args.output_dir):
+            return None
+        if not all(torch.isfinite(p).all() for p in self.model.parameters() if p.requires_grad):
+            return None
+        if self._phase == "computing":
+            self._return_to_step_start()
+        self.model.zero_grad(set_to_none=True)
+        self._save_checkpoint(self.model, trial=None)
+        return checkpoint
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FULL_TEXTS = ("no space left", "os error 28", "os error 27", "file too large", "quota", "streamwriter failed", "unexpected pos")
+_MEMORY_TEXTS = ("can't allocate memory", "out of memory", "cublas_status_alloc_failed")
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether an error, or one it came from, says that a file could not be written for want of space."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _FULL:
+            return True
+        if not isinstance(error, OSError) and any(text in str(error).lower() for text in _FULL_TEXTS):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that host or device memory ran out."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error).lower() for text in _MEMORY_TEXTS)
+
+
+def explain(error: BaseException) -> str | None:
+    """What happened and what to do about it; None for an error that is not one of this file's header."""
+    if isinstance(error, RewardFailure):
+        cause = error.__cause__
+        shown = "".join(traceback.format_exception(cause)) if cause is not None else ""
+        return f"{shown}Training stopped: {error}"
+    if isinstance(error, TrainingFailure):
+        return f"Training stopped: {error}"
+    if is_disk_full(error):
+        return f"Training stopped: the disk is full ({error}). Free some space, or set --save_total_limit."
+    if is_out_of_memory(error):
+        return (
+            f"Training stopped: out of memory ({str(error).splitlines()[0] if str(error) else type(error).__name__}). "
+            "Lower --per_device_train_batch_size (and raise --gradient_accumulation_steps by as much), "
+            "--max_completion_length or --vllm_gpu_memory_utilization; or set --gradient_checkpointing true."
+        )
+    return None
+
+
+def _how_to_resume(trainer, command: str) -> str:
+    found = complete_checkpoints(trainer.args.output_dir)
+    if not found:
+        return "No checkpoint was saved."
+    return f"Saved: {found[-1]}\nGo on with: {command} --resume_from_checkpoint {found[-1]}"
+
+
+def train(trainer, *, resume_from_checkpoint: Path | None = None, command: str = "python -m trainer.grpo") -> int:
+    """trainer.train() with the endings of this file's header. Returns the exit code for the process."""
+    try:
+        with trainer.stop_signals:
+            trainer.train(resume_from_checkpoint=str(resume_from_checkpoint) if resume_from_checkpoint else None)
+    except KeyboardInterrupt:
+        _say(f"Stopped at once.\n{_how_to_resume(trainer, command)}")
+        return 130
+    except Exception as error:
+        explanation = explain(error)
+        try:
+            trainer.save_last_good_state()
+        except Exception as second:  # the disk may be what failed
+            _say(f"The last good state could not be saved either: {second}")
+        _say(f"{explanation or 'Training failed.'}\n{_how_to_resume(trainer, command)}")
+        if explanation is None:
+            raise
+        return 1
+    if trainer.stopped_by_signal:
+        _say(f"Stopped after step {trainer.state.global_step}.\n{_how_to_resume(trainer, command)}")
+        return 128 + (trainer.stop_signals.received or signal.SIGTERM)
+    return 0
