@@ -1,7 +1,7 @@
 """What we are compared with, each once: the same inputs in, (logprobs, entropy) out.
 
-Every function is one peer's own code, called the way its users call it; nothing here is ours. The physical limits, which
-no implementation can beat, stand at the end.
+Every function is one peer's own code, called the way its users call it; nothing here is ours. The physical limits,
+which no implementation can beat, stand at the end.
 """
 
 from collections.abc import Callable
@@ -30,9 +30,14 @@ def trl_fold(logits: torch.Tensor, target: torch.Tensor) -> Outputs:
     s, xs, unused, target_logit = (torch.zeros(n, device=logits.device) for _ in range(4))
     fold = trl_kernels._forward_kernel[(n,)] if trl_kernels._use_triton(logits.device) else trl_kernels._forward_tile
     fold(
-        *(logits, logits.stride(0), target, m, s, xs, unused, unused, unused, target_logit, 0, vocabulary, 1.0, 1.0, 1.0),
-        **dict(HAS_SOFTCAP=False, HAS_ENTROPY=True, HAS_LOG_SUM_SQ_PROBS=False, HAS_MEAN_LOGITS=False),
-        **dict(HAS_IS_TOP1=False, BLOCK_SIZE=trl_kernels._BLOCK_SIZE),
+        *(logits, logits.stride(0), target, m, s, xs, unused, unused, unused, target_logit, 0, vocabulary),
+        *(1.0, 1.0, 1.0),  # logit_scale, softcap, inverse temperature
+        HAS_SOFTCAP=False,
+        HAS_ENTROPY=True,
+        HAS_LOG_SUM_SQ_PROBS=False,
+        HAS_MEAN_LOGITS=False,
+        HAS_IS_TOP1=False,
+        BLOCK_SIZE=trl_kernels._BLOCK_SIZE,
     )
     log_z = m + s.log()
     return target_logit - log_z, log_z - xs / s
@@ -48,7 +53,10 @@ def trl_grad(
     grad = trl_kernels._backward_kernel[grid] if trl_kernels._use_triton(logits.device) else trl_kernels._backward_tile
     grad(
         *(logits, logits.stride(0), target, log_z, entropy, *grads, 0, vocabulary, 1.0, 1.0, 1.0),
-        **dict(HAS_SOFTCAP=False, HAS_LOGPROB_GRAD=True, HAS_ENTROPY_GRAD=True, BLOCK_SIZE=block),
+        HAS_SOFTCAP=False,
+        HAS_LOGPROB_GRAD=True,
+        HAS_ENTROPY_GRAD=True,
+        BLOCK_SIZE=block,
     )
     return logits
 

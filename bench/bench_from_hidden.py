@@ -1,4 +1,4 @@
-"""linear_logprobs_and_entropy beside plain torch, torch.compile, TRL's function, torch's chunked head and the bare GEMM."""
+"""linear_logprobs_and_entropy beside plain torch, torch.compile, TRL's function, torch's own head and the bare GEMM."""
 
 import pytest
 import torch

@@ -50,10 +50,11 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
         threads=torch.get_num_threads(),
         python=platform.python_version(),
         torch=torch.__version__,
-        cer_ext={key: value for key, value in cer_ext.build_info().items() if isinstance(value, (str, int, bool, list))},
+        cer_ext={key: cer_ext.build_info()[key] for key in ("version", "compiler", "cpu_isa", "cuda", "cuda_archs")},
     )
     for package in ("trl", "transformers"):
         machine_info[package] = __import__(package).__version__
     if config.getoption("--device") == "cuda":
         properties = torch.cuda.get_device_properties(0)
-        machine_info["gpu"] = {"name": properties.name, "memory_bytes": properties.total_memory, "cuda": torch.version.cuda}
+        machine_info["gpu"] = {"name": properties.name, "memory_bytes": properties.total_memory}
+        machine_info["cuda"] = torch.version.cuda

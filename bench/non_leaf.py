@@ -1,4 +1,4 @@
-"""Logits that autograd believes were computed, in a buffer the benchmark owns: what an in-place backward may overwrite."""
+"""Logits that autograd believes were computed, in a buffer of the benchmark: an in-place backward may overwrite them."""
 
 import torch
 

@@ -1,9 +1,9 @@
 """The numbers: `python -m bench.gpu.benchmarks {head,logits} --output FILE`, one JSON record per shape and mode.
 
-Each record holds the times of all variants from one interleaved run, the limit measured in that same run (the bare GEMM,
-or a device copy), what the operation must compute or move, the memory it needed and the error of the entropies against
-float64. The file is rewritten after every record, so that a stage stopped by its time limit keeps what it had; shapes not
-reached are listed under "left_out".
+Each record holds the times of all variants from one interleaved run, the limit measured in that same run (the bare
+GEMM, or a device copy), what the operation must compute or move, the memory it needed and the error of the entropies
+against float64. The file is rewritten after every record, so that a stage stopped by its time limit keeps what it had;
+shapes not reached are listed under "left_out".
 """
 
 import argparse
@@ -94,7 +94,7 @@ def record_of(operation, shape, timings, failures, *, flops=0, moved_bytes=0, er
     }
 
 
-# The head: hidden (N, D), weight (V, D) ---------------------------------------------------------------------------------
+# The head: hidden (N, D), weight (V, D) -------------------------------------------------------------------------------
 def head_inputs(shape: tuple[int, int, int], device: torch.device):
     tokens, width, vocabulary = shape
     generator = torch.Generator(device).manual_seed(tokens + width)
@@ -127,7 +127,8 @@ def head_errors(heads: dict, hidden, weight, target) -> dict[str, float | None]:
 
 def head_step(head: peers.Head, hidden, weight, target, grads, wanted) -> None:
     outputs = head(hidden, weight, target, True)
-    pairs = [(o, g.sum() if o.dim() == 0 else g.to(o.dtype)) for o, g in zip(outputs, grads, strict=True) if o is not None]
+    given = [(o, g) for o, g in zip(outputs, grads, strict=True) if o is not None]
+    pairs = [(o, g.sum() if o.dim() == 0 else g.to(o.dtype)) for o, g in given]
     torch.autograd.grad([o for o, _ in pairs], wanted, [g for _, g in pairs])
 
 

@@ -85,6 +85,6 @@ def interleave(
     timings = {}
     for name, times in samples.items():
         times.sort()
-        p20, p80 = times[int(0.2 * (len(times) - 1))], times[int(round(0.8 * (len(times) - 1)))]
+        p20, p80 = times[int(0.2 * (len(times) - 1))], times[round(0.8 * (len(times) - 1))]
         timings[name] = Timing(statistics.median(times), p20, p80, memory[name])
     return timings, failures

@@ -1,8 +1,7 @@
 """Every peer of the head on a GPU, and why one that cannot run here cannot.
 
-A head takes (hidden (N, D), weight (V, D), target (N,), with_entropy) and gives (logprobs, entropy); entropy is None where
-the peer has none. A peer that only gives a loss summed over all rows gives (-loss, None): its forward and backward are
-timed, its values are compared as sums.
+A head takes (hidden (N, D), weight (V, D), target (N,), with_entropy) and gives (logprobs, entropy); entropy is None
+where the peer has none. A peer that only gives a loss summed over all rows gives (-loss, None).
 """
 
 import importlib
@@ -52,7 +51,7 @@ def load_trl() -> Head:
 
 
 def liger_head(function, *middle) -> Head:
-    """Liger's scaled cross entropy: (nll, entropy); `middle` is what its signature has between ignore_index and entropy."""
+    """Liger's scaled cross entropy; `middle`: what its signature has between ignore_index and return_entropy."""
 
     def head(hidden, weight, target, with_entropy):
         outputs = function.apply(hidden, weight, target, 1.0, -100, *middle, with_entropy)
@@ -108,12 +107,12 @@ def load_cce() -> Head:
 
 def verl_module(name: str) -> types.ModuleType:
     """One module of verl without running verl/__init__.py, which wants ray and a whole trainer."""
-    found = importlib.util.find_spec("verl")
-    if found is None or not found.submodule_search_locations:
-        raise ModuleNotFoundError("No module named 'verl'")
-    root = Path(next(iter(found.submodule_search_locations)))
-    for package in ("verl", "verl.utils"):
-        if package not in sys.modules:
+    if "verl" not in sys.modules:
+        found = importlib.util.find_spec("verl")
+        if found is None or not found.submodule_search_locations:
+            raise ModuleNotFoundError("No module named 'verl'")
+        root = Path(next(iter(found.submodule_search_locations)))
+        for package in ("verl", "verl.utils"):
             bare = types.ModuleType(package)
             bare.__path__ = [str(root.joinpath(*package.split(".")[1:]))]
             sys.modules[package] = bare

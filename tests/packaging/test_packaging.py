@@ -80,7 +80,7 @@ def test_wheel_is_complete_small_and_runs(tree, tmp_path):
 
 def test_second_build_of_the_same_tree_works_and_sdist_makes_the_same_files(tree, tmp_path):
     first = wheel_of(tree, tmp_path / "first", CER_CUDA="off", CMAKE_ARGS="-DCMAKE_BUILD_TYPE=Debug")
-    make = "from setuptools import build_meta; print(build_meta.build_sdist({!r}))".format(str(tmp_path))
+    make = f"from setuptools import build_meta; print(build_meta.build_sdist({str(tmp_path)!r}))"
     name = run(sys.executable, "-c", make, cwd=str(tree)).strip().splitlines()[-1]
     second = wheel_of(tmp_path / name, tmp_path / "second", CER_CUDA="off")
     assert sorted(zipfile.ZipFile(first).namelist()) == sorted(zipfile.ZipFile(second).namelist())
@@ -127,6 +127,6 @@ def test_an_unknown_cuda_option_is_refused(tree, tmp_path):
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc here")
 def test_cuda_build_loads_without_a_driver(tree, tmp_path):
-    """One architecture of the three, to stay short; the runtime is static, so importing needs no CUDA library at all."""
+    """One architecture, to stay short; the runtime is static, so importing needs no CUDA library at all."""
     wheel = wheel_of(tree, tmp_path / "wheel", CER_CUDA="on", CMAKE_ARGS="-DCMAKE_CUDA_ARCHITECTURES=90a-real")
     assert "90a" in use_wheel(wheel, tmp_path / "site")
