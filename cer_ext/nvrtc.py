@@ -239,12 +239,21 @@ def _compiled(name: str):
 def _launch(
     name: str, blocks: int, threads: int, stream: int, *parameters: ctypes._SimpleCData | ctypes.Structure
 ) -> None:
-    """One launch on torch's current device. The driver copies the parameters before the call returns."""
-    cupy = _cupy()
+    """One launch of the kernel with its parameters by value, in order."""
     addresses = (ctypes.c_void_p * len(parameters))(*(ctypes.addressof(parameter) for parameter in parameters))
+    _start(name, blocks, threads, stream, ctypes.addressof(addresses))
+
+
+def _start(name: str, blocks: int, threads: int, stream: int, addresses: int) -> None:
+    """Hands the launch to the driver, on torch's current device; the parameters are copied before this returns."""
+    cupy = _cupy()
     with cupy.cuda.Device(torch.cuda.current_device()):
         function = _compiled(name).kernel.ptr
-        cupy.cuda.driver.launchKernel(function, blocks, 1, 1, threads, 1, 1, 0, stream, ctypes.addressof(addresses), 0)
+        cupy.cuda.driver.launchKernel(function, blocks, 1, 1, threads, 1, 1, 0, stream, addresses, 0)
+
+
+def _multiprocessors() -> int:
+    return torch.cuda.get_device_properties(torch.cuda.current_device()).multi_processor_count
 
 
 # ---------------------------------------------------------------------------------------------------------- operations
@@ -281,8 +290,7 @@ def grad_tile(*arguments) -> None:
     name = _grad_kernel(p.tile.dtype, p.dlogits_dtype, p.tile.transform.is_plain())
     if p.tile.rows <= 0 or p.tile.cols <= 0:
         return
-    multiprocessors = torch.cuda.get_device_properties(torch.cuda.current_device()).multi_processor_count
-    pieces, *plan = _C.grad_tile_plan(p.tile.rows, p.tile.cols, p.tile.dtype, p.dlogits_dtype, multiprocessors)
+    pieces, *plan = _C.grad_tile_plan(p.tile.rows, p.tile.cols, p.tile.dtype, p.dlogits_dtype, _multiprocessors())
     _launch(name, *plan, stream, p, ctypes.c_int64(pieces))
 
 

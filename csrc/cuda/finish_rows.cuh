@@ -28,7 +28,7 @@ __device__ __forceinline__ void finish_row(const FinishRows& p, std::int64_t row
   const double inverse = p.inverse_temperature != nullptr ? p.inverse_temperature[row] : p.inverse_temperature_all;
   const std::int64_t target = p.target[row];
   const bool ignored = target == p.ignore_index;
-  const bool outside = target < 0 || target >= p.vocabulary;
+  const bool outside = !ignored && (target < 0 || target >= p.vocabulary);
   const double nan = __builtin_nan("");
 
   const double log_sum = state.log_sum();  // NaN for NaN rows and for rows of nothing but -inf

@@ -1,7 +1,7 @@
 """The kernels compiled at first use: their text compiles for every architecture, and their parameters lie as in C++.
 
-No GPU and no CuPy needed: NVRTC itself comes with cuda-bindings and nvidia-cuda-nvrtc. That the launches carry the right
-parameters is shown in tests/cuda_on_cpu/test_nvrtc_launches.py.
+No GPU and no CuPy needed: NVRTC itself comes with cuda-bindings and nvidia-cuda-nvrtc. That the launches carry the
+right parameters is shown in tests/cuda_on_cpu/test_nvrtc_launches.py.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ def test_every_field_lies_where_a_compiler_of_c_plus_plus_puts_it(tmp_path: Path
 
 
 def test_structs_name_every_field_of_the_header(tmp_path: Path) -> None:
-    """A field added to kernels.h and forgotten here changes the struct's size or leaves a hole; so does a reordering."""
+    """A field of kernels.h forgotten here changes the struct's size or leaves a hole; so does another order."""
     header = (nvrtc.kernel_sources() / "kernels.h").read_text(encoding="utf-8")
     for struct in STRUCTS:
         body = header.split(f"struct {struct.__name__} {{", 1)[1].split("\n};", 1)[0]

@@ -95,18 +95,19 @@ void run_case(const Shape& shape, Fill fill, const Options& options = {}, std::i
     const RowReference r = reference_of(inputs.y[i], inputs.inverse_of(row));
     const std::int64_t target = inputs.target[i];
     const bool ignored = target == kIgnore;
-    const bool outside = target < 0 || target >= shape.cols;
-    const double at_target = outside ? kNan : inputs.y[i][static_cast<std::size_t>(target)];
+    const bool inside = target >= 0 && target < shape.cols;
+    const bool outside = !ignored && !inside;
+    const double at_target = !inside ? kNan : inputs.y[i][static_cast<std::size_t>(target)];
     const double logprob = (at_target - r.m) * inputs.inverse_of(row) - r.log_sum;
-    const double bad = ignored ? 0.0 : kNan;
+    const auto expected = [&](double value) { return ignored ? 0.0 : outside ? kNan : value; };
     // A transformed logit is itself rounded: every probability is then off by that much, whatever folds it.
     const double rounded = plain || double_outputs ? 0.0 : 4.0 * 0x1p-24 * largest(inputs.y[i]) * inputs.inverse_of(row);
     const double relative = (double_outputs ? 1e-11 : 1e-5) + 2.0 * rounded;
     // lse adds m/T to log sum, which may cancel: its error is that of the larger summand.
     const double around = relative * (std::fabs(r.m) * inputs.inverse_of(row) + 1.0);
-    check.close("logprob", row, -1, output(logprobs, i), outside ? bad : logprob, relative, rounded);
-    check.close("entropy", row, -1, output(entropy, i), outside ? bad : r.entropy, relative);
-    check.close("lse", row, -1, output(lse, i), outside ? bad : r.lse, relative, std::isfinite(around) ? around : 0.0);
+    check.close("logprob", row, -1, output(logprobs, i), expected(logprob), relative, rounded);
+    check.close("entropy", row, -1, output(entropy, i), expected(r.entropy), relative);
+    check.close("lse", row, -1, output(lse, i), expected(r.lse), relative, std::isfinite(around) ? around : 0.0);
     check.close("stats m", row, -1, stats[i], outside ? kNan : std::isnan(r.log_sum) ? kNan : r.m, relative);
     check.close("stats log_sum", row, -1, stats[rows + i], outside ? kNan : r.log_sum, relative);
     check.close("stats spread", row, -1, stats[2 * rows + i], outside ? kNan : r.spread, relative);

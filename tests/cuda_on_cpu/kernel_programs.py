@@ -64,6 +64,12 @@ def compile_program(
     return executable
 
 
+def compile_library(name: str, into: Path) -> Path:
+    """``name``.cpp as a shared library."""
+    executable = compile_program(name, into, compiler=("g++", "-shared", "-fPIC"))
+    return executable.rename(into / f"{name}.so")
+
+
 def run_program(executable: Path, seed: int, *, emulator: tuple[str, ...] = ()) -> Run:
     """Runs all cases of a program. A sanitizer's finding ends it with status 1 or 66 and its report."""
     environment = os.environ | {"ASAN_OPTIONS": "exitcode=66:detect_leaks=0", "UBSAN_OPTIONS": "print_stacktrace=0"}
