@@ -1,0 +1,130 @@
+"""A model or adapter on benchmarks, or the entropies of responses that exist already.
+
+    benchmarks, methods, model  ->  DIR/settings.json, DIR/records-{benchmark}-{method}.jsonl
+    --score FILE, model         ->  the same, for the responses in FILE, teacher-forced
+
+The records hold text, grade, length and, for every response token, entropy and TECA (trainer/evaluation/records.py).
+A run that ended in any way is continued by the same command: what is there is kept, the batch in flight is repeated.
+
+    python -m trainer.evaluate --model Qwen/Qwen3-4B --benchmarks gsm8k,aime24 --methods thinking,cod --output base
+    python -m trainer.evaluate --model Qwen/Qwen3-4B --adapter run/checkpoint-100 --benchmarks gsm8k --output cer
+    python -m trainer.evaluate --model M --score base/records-gsm8k-thinking.jsonl --output base-under-M
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+
+from trainer.evaluation.problems import BENCHMARKS
+from trainer.evaluation.prompts import METHODS
+from trainer.evaluation.requests import DTYPES, ENGINES, Sampling
+
+
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    default = Sampling()
+    parser = argparse.ArgumentParser(
+        prog="python -m trainer.evaluate",
+        description=__doc__.split("\n\n", 1)[0],
+        epilog="A run that ended in any way is continued by the same command.",
+    )
+    model = parser.add_argument_group("model")
+    model.add_argument("--model", required=True, help="directory or hub name of a causal language model")
+    model.add_argument("--revision", help="revision of a hub name")
+    model.add_argument("--adapter", help="PEFT adapter (directory or hub name) on top of it")
+    model.add_argument("--dtype", choices=DTYPES, default="auto", help="auto: as the checkpoint was saved (default)")
+    model.add_argument("--device", default="auto", help="torch device; auto: the GPU if there is one (default)")
+
+    model.add_argument("--engine", choices=ENGINES, default="transformers", help="default: transformers")
+
+    what = parser.add_argument_group("what to evaluate")
+    what.add_argument(
+        "--benchmarks", help=f"comma-separated: {', '.join(BENCHMARKS)}, or any name that --data gives a file"
+    )
+    what.add_argument(
+        "--methods", default="thinking", help=f"comma-separated: {', '.join(METHODS)} (default: thinking)"
+    )
+    what.add_argument(
+        "--data",
+        action="append",
+        default=[],
+        metavar="BENCHMARK=PATH",
+        help="local json, jsonl or parquet file, or directory, of a benchmark; may be given several times",
+    )
+    what.add_argument("--limit", type=int, help="only the first LIMIT problems of each benchmark")
+    what.add_argument("--samples", type=int, default=1, help="responses per problem (default: 1)")
+    what.add_argument(
+        "--system_prompt",
+        help="instead of the one of thinking and no_thinking; an empty one leaves the system turn out",
+    )
+    what.add_argument(
+        "--score", metavar="FILE", help="score the responses in this jsonl file instead of generating any"
+    )
+    what.add_argument("--output", required=True, metavar="DIR", help="directory of the records, new or to be continued")
+
+    sampling = parser.add_argument_group("sampling (defaults: those of the published evaluation code)")
+    for name, kind, text in (
+        ("temperature", float, "0 takes the likeliest token. Entropies are at this temperature (at 1 for 0)"),
+        ("top_p", float, "1: off"),
+        ("top_k", int, "0: off"),
+        ("min_p", float, "0: off; acts after top_k and top_p"),
+        ("repetition_penalty", float, "1: off; counts prompt and response"),
+        ("max_new_tokens", int, "longest response"),
+    ):
+        sampling.add_argument(
+            f"--{name}", type=kind, default=getattr(default, name), help=f"{text} (default: {getattr(default, name)})"
+        )
+    sampling.add_argument("--seed", type=int, default=0, help="of everything that is drawn (default: 0)")
+
+    execution = parser.add_argument_group("execution (may change between a run and its continuation)")
+    execution.add_argument("--batch_size", type=int, help="responses at once (default: 32, vllm 256, --score 8)")
+    execution.add_argument(
+        "--chunk_tokens",
+        type=int,
+        default=2048,
+        help="--score: tokens that go through the model at once, over the whole batch (default: 2048)",
+    )
+    execution.add_argument(
+        "--gpu_memory_utilization", type=float, default=0.9, help="vllm: share of the GPU (default: 0.9)"
+    )
+    return parser.parse_args(argv)
+
+
+def check_options(arguments: argparse.Namespace) -> None:
+    """Raise ValueError for options that are wrong whatever the model is."""
+    for name in ("samples", "limit", "batch_size", "chunk_tokens"):
+        value = getattr(arguments, name)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name} is {value}: expected at least 1")
+    if arguments.score is None and not arguments.benchmarks:
+        raise ValueError("nothing to do: give --benchmarks, or --score FILE")
+    if arguments.score is not None and arguments.benchmarks:
+        raise ValueError("--score takes its responses from the file: --benchmarks does not go with it")
+
+
+def main(argv: list[str] | None = None) -> int:
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    arguments = parse_arguments(argv)
+    try:
+        check_options(arguments)
+        if arguments.score:
+            from trainer.evaluation.run_scoring import score  # here: --help and wrong options need no torch
+
+            score(arguments)
+        else:
+            from trainer.evaluation.run_generation import generate
+
+            generate(arguments)
+    except KeyboardInterrupt:
+        print(f"\ninterrupted; the same command continues {arguments.output}", file=sys.stderr)
+        return 130
+    except (ValueError, OSError, ModuleNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

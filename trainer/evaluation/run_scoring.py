@@ -1,0 +1,67 @@
+"""Scoring of every response of a file that a directory lacks: options in, records out."""
+
+from __future__ import annotations
+
+import argparse
+
+from trainer.evaluation import loading
+from trainer.evaluation.loading import ModelSource
+from trainer.evaluation.progress import Progress
+from trainer.evaluation.prompts import methods
+from trainer.evaluation.records import RecordWriter
+from trainer.evaluation.requests import Sampling
+from trainer.evaluation.scoring import Scorer
+from trainer.evaluation.scoring_input import read_scoring_input
+from trainer.evaluation.settings import claim_directory, file_fingerprint
+
+_BATCH_SIZE = 8
+
+
+def score(arguments: argparse.Namespace) -> None:
+    """Score every response of the file that DIR lacks."""
+    temperature = Sampling(temperature=arguments.temperature).entropy_temperature
+    loading.check_source(arguments.model, arguments.adapter)
+    (method,) = methods([arguments.methods], arguments.system_prompt).values()
+    config = loading.load_config(arguments.model, arguments.revision)
+    tokenizer = loading.load_tokenizer(arguments.model, arguments.revision)
+    source = ModelSource(
+        arguments.model,
+        arguments.revision,
+        arguments.adapter,
+        loading.resolve_dtype(arguments.dtype, config),
+        loading.resolve_device(arguments.device),
+    )
+    groups = read_scoring_input(arguments.score, tokenizer, method)  # read and checked before anything is made
+    settings = {
+        "mode": "score",
+        **loading.model_settings(arguments, source.dtype),
+        "scored_file": file_fingerprint(arguments.score),
+        "temperature": arguments.temperature,
+        "entropy_temperature": temperature,
+        "system_prompt": arguments.system_prompt,
+        "prompt_method": arguments.methods,
+    }
+    claim_directory(arguments.output, settings, source.device)
+    scorer = None
+    batch_size = arguments.batch_size or _BATCH_SIZE
+    for (benchmark, method_name), rows in groups.items():
+        with RecordWriter(arguments.output, benchmark, method_name) as writer:
+            todo = [
+                rows[start : start + batch_size]
+                for start in range(0, len(rows), batch_size)
+                if any(row.key not in writer.written for row in rows[start : start + batch_size])
+            ]
+            if todo and scorer is None:
+                scorer = Scorer(
+                    loading.load_model(source), temperature=temperature, chunk_tokens=arguments.chunk_tokens
+                )
+            with Progress(writer, len(rows)) as progress:
+                for batch in todo:
+                    entropies = scorer.entropies([(row.prompt_ids, row.response_ids) for row in batch])
+                    records = [
+                        row.record(tokenizer, row_entropies)
+                        for row, row_entropies in zip(batch, entropies, strict=True)
+                        if row.key not in writer.written
+                    ]
+                    writer.append(records)
+                    progress.add(records)

