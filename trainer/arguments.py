@@ -193,18 +193,17 @@ def _parse_once(recipe: dict, argv: list[str]):
         raise ConfigError(f"unknown option in the recipe: {', '.join(unknown)}{_similar(unknown[0], known)}")
     for action in parser._actions:  # a recipe's value passes argparse's type check as a word of the command line does
         value = recipe.get(action.dest)
-        if action.type is not None and value is not None and not isinstance(value, dict):
+        is_list_of_one_word = isinstance(value, list) and action.nargs is None  # report_to: TRL takes a list there too
+        if action.type is not None and value is not None and not isinstance(value, dict) and not is_list_of_one_word:
             values = value if isinstance(value, list) else [value]
             for one in values:
                 try:
                     action.type(str(one))
                 except (ValueError, TypeError, argparse.ArgumentTypeError) as error:
                     raise ConfigError(f"{action.dest} in the recipe is {one!r}: {error}") from error
-            if isinstance(value, list) and action.nargs is None and "{" not in str(value):
-                raise ConfigError(f"{action.dest} in the recipe is a list: expected one value, got {value!r}")
             if not isinstance(value, list) and action.nargs in ("+", "*"):
                 recipe = {**recipe, action.dest: [value]}
-            elif action.nargs is None and not isinstance(value, list):
+            elif action.nargs is None:
                 recipe = {**recipe, action.dest: str(value)}  # 3e-6 is a string in YAML: argparse converts either
     parser.set_defaults_with_config(**recipe)
     try:

@@ -18,13 +18,15 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 
 import torch
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+from trainer.padding_alarm import padding_alarm
 
 LOG_FILE = "log.jsonl"
 SAMPLES_FILE = "samples.jsonl"
@@ -44,7 +46,7 @@ def append_line(path: Path, record: dict) -> None:
 
 
 def read_log(path: str | Path) -> list[dict]:
-    """The records of a run in order of steps, without events, torn lines and what a resumed run replaced."""
+    """The logging steps of a run in order of steps, without torn lines and what a resumed run replaced."""
     records: list[dict] = []
     for line in Path(path).read_text(encoding="utf-8").splitlines():
         try:
@@ -133,6 +135,7 @@ class MeasuredMixin:
     def log(self, logs: dict, start_time: float | None = None) -> None:
         if "loss" in logs and self.model.training:
             logs.update(self._measurements())
+            logs.update(self._check_padding())
         super().log(logs, start_time)
         if "loss" in logs and self.is_world_process_zero():
             for sample in self._latest_samples:
@@ -153,6 +156,21 @@ class MeasuredMixin:
         self._since_log = now
         self._seconds = dict.fromkeys(parts, 0.0)
         return measured
+
+    def _check_padding(self) -> dict[str, float]:
+        """The alarm over every logging step so far, those before a resume too; told when it begins to sound."""
+        history = [entry for entry in self.state.log_history if "teca" in entry and "completions/mean_length" in entry]
+        now = [self._metrics["train"].get(name) for name in ("teca", "completions/mean_length")]
+        if not all(now):
+            return {}
+        teca = [entry["teca"] for entry in history] + [fmean(now[0])]
+        length = [entry["completions/mean_length"] for entry in history] + [fmean(now[1])]
+        known = [(t, n) for t, n in zip(teca, length, strict=True) if t is not None and n is not None]
+        alarm = padding_alarm([t for t, _ in known], [n for _, n in known])
+        sounded = bool(history) and bool(history[-1].get("padding_alarm"))
+        if alarm is not None and not sounded and self.is_world_process_zero():
+            tqdm.write(f"ALARM in step {self.state.global_step}: {alarm}")
+        return {"padding_alarm": float(alarm is not None)}
 
     def restart_clock(self) -> None:
         """What follows is measured from now (the start of training, not of the program)."""
@@ -196,7 +214,7 @@ class JsonLinesLog(TrainerCallback):
 # heading, width, names it may be logged under (the first that is there), format
 COLUMNS: tuple[tuple[str, int, tuple[str, ...], str], ...] = (
     ("reward", 6, ("reward",), "{:.3f}"),
-    ("acc", 5, ("accuracy", "rewards/accuracy_reward/mean"), "{:.3f}"),
+    ("acc", 5, ("accuracy",), "{:.3f}"),
     ("TECA", 6, ("teca",), "{:.3f}"),
     ("length", 7, ("completions/mean_length",), "{:.1f}"),
     ("clipped", 7, ("completions/clipped_ratio",), "{:.1%}"),
@@ -258,10 +276,10 @@ class ConsoleTable(TrainerCallback):
             self.bar = None
 
 
-def report_here(trainer, *, description: str = "train", samples_per_log: int = 4, extra: Sequence = ()) -> None:
+def report_here(trainer, *, description: str = "train", samples_per_log: int = 4) -> None:
     """Gives a MeasuredMixin trainer this file's callbacks in place of transformers' printing ones."""
     trainer.samples_per_log = samples_per_log
     for printing in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(printing)
-    for callback in (StartClock(trainer), *extra, JsonLinesLog(), ConsoleTable(description)):
+    for callback in (StartClock(trainer), JsonLinesLog(), ConsoleTable(description)):
         trainer.add_callback(callback)

@@ -1,0 +1,83 @@
+"""python -m trainer.grpo [--config RECIPE] [options]: recipe -> data -> trainer.
+
+Without arguments: the embedded experiment of trainer/tiny, on any machine. `--help` explains every option of ours; every
+option of trl.GRPOConfig and trl.ModelConfig is accepted as well. What is wrong with a command line is said before any
+model is loaded. Exit codes: 0 done, 1 failed, 2 wrong command line, 130 and 143 stopped by Ctrl-C and SIGTERM.
+"""
+
+import sys
+from pathlib import Path
+
+from trainer import arguments
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs a command line; returns the exit code."""
+    argv = sys.argv[1:] if argv is None else argv
+    if {"-h", "--help"} & set(argv):
+        print(arguments.help_text())
+        return 0
+    if "--help-trl" in argv:
+        arguments.make_parser().print_help()
+        return 0
+    try:
+        run, config, model = arguments.parse(argv)
+        _quiet(config)
+        command = arguments.command_without_resume(argv)
+        if run.dataset == arguments.TINY:
+            from trainer.tiny.experiment import run_experiment
+
+            return run_experiment(run, config, command)
+        return train(run, config, model, command)
+    except arguments.ConfigError as error:
+        return arguments.fail(error)
+
+
+def _quiet(config) -> None:
+    """Keeps the console for our table: transformers' bars over single files and notes are left out."""
+    import transformers
+    from datasets.utils.logging import disable_progress_bar
+
+    transformers.utils.logging.disable_progress_bar()
+    disable_progress_bar()
+    if config.log_level == "passive":
+        transformers.utils.logging.set_verbosity_error()
+
+
+def train(run: arguments.RunArguments, config, model_config, command: str) -> int:
+    """Trains one policy on one data set. Returns the exit code."""
+    from trl import get_peft_config, get_quantization_config
+
+    from trainer.checkpoints import resolve_resume
+    from trainer.grpo_run import build, carry_out
+    from trainer.policy import load_policy, load_policy_tokenizer
+    from trainer.prompts import load_prompts
+    from trainer.rewards import reward_function
+    from trainer.tiny.sampler import rollout
+
+    try:
+        resume = resolve_resume(config.resume_from_checkpoint, config.output_dir)
+    except ValueError as error:
+        raise arguments.ConfigError(str(error)) from error
+    tokenizer = load_policy_tokenizer(model_config, config)
+    dataset = load_prompts(run, tokenizer, config)
+    embedded = run.sampler == "embedded" or (
+        run.sampler == "auto" and model_config.model_name_or_path == arguments.TINY_BYTES
+    )
+    trainer = build(
+        run,
+        config,
+        model=load_policy(model_config, config, tokenizer),
+        processing_class=tokenizer,
+        reward_funcs=[reward_function(name, weight=run.cer_weight, seed=config.seed) for name in run.reward],
+        train_dataset=dataset,
+        description=Path(config.output_dir).name,
+        peft_config=get_peft_config(model_config),
+        quantization_config=get_quantization_config(model_config),
+        **({"rollout_func": rollout} if embedded and not config.use_vllm else {}),
+    )
+    return carry_out(trainer, resume_from_checkpoint=resume, command=command)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,52 @@
+"""The policy that a run starts from, and its tokenizer.
+
+In: TRL's ModelConfig.  Out: a tokenizer, and a model or what TRL makes one of (a directory or hub id).
+
+`tiny-bytes` is the embedded size with random weights and one token per byte. It is written to the output directory first:
+TRL reloads the reference policy from where the model says it came from.
+"""
+
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from trainer.arguments import TINY_BYTES, ConfigError
+
+
+def load_policy_tokenizer(model_config, config):
+    """The tokenizer, padding and truncating on the left as generation needs. Raises ConfigError where there is none."""
+    if model_config.model_name_or_path == TINY_BYTES:
+        from trainer.tiny.tokenizer import byte_tokenizer
+
+        return byte_tokenizer()
+    name = str(Path(model_config.model_name_or_path).expanduser())
+    try:
+        return AutoTokenizer.from_pretrained(
+            name,
+            revision=model_config.model_revision,
+            trust_remote_code=config.trust_remote_code,
+            padding_side="left",
+            truncation_side="left",
+        )
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"model_name_or_path: no tokenizer for {name}: {error}") from error
+
+
+def load_policy(model_config, config, tokenizer):
+    """What the trainer takes as `model`; TRL loads a name with config.model_init_kwargs, which this sets."""
+    if model_config.model_name_or_path == TINY_BYTES:
+        from trainer.tiny.model import build_model
+
+        start = Path(config.output_dir) / "start"
+        if not (start / "config.json").is_file():
+            build_model(tokenizer, seed=config.seed, max_positions=8192).save_pretrained(start)
+            tokenizer.save_pretrained(start)
+        return AutoModelForCausalLM.from_pretrained(start, dtype=torch.float32)
+    config.model_init_kwargs = {
+        "revision": model_config.model_revision,
+        "attn_implementation": model_config.attn_implementation,
+        "dtype": model_config.dtype,
+        **(config.model_init_kwargs or {}),
+    }
+    return str(Path(model_config.model_name_or_path).expanduser())

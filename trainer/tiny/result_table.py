@@ -1,0 +1,86 @@
+"""The table before / after on held-out problems, and what may be read from it.
+
+In: per policy a summary of its held-out responses.  Out: markdown, and the same numbers for JSON.
+
+    accuracy    share of right answers with Wilson's 95% interval, as n is a few hundred and shares are near 1:
+                (s + z^2/2 +- z sqrt(s (n-s)/n + z^2/4)) / (n + z^2),   z = 1.96
+    length      mean tokens of a response; its change against the warm start in percent
+    TECA        mean over responses of the mean token entropy, nats;  total: of the sum, nats
+"""
+
+import math
+from statistics import mean, stdev
+
+from trainer.reporting.table import Table, TableCell, to_markdown
+from trainer.tiny.evaluate import Responses
+
+Z = 1.959964
+BEFORE = "warm start"
+
+NAMES = {
+    BEFORE: "before (warm start)",
+    "cer": "CER: 1 + w exp(-TECA) if right",
+    "total_entropy": "total entropy variant of CER",
+    "accuracy": "control: accuracy only",
+    "length_penalty": "control: accuracy, length penalty",
+    "random": "control: random reward",
+}
+
+HONEST = """\
+- Accuracy alone shortens responses too (every extra token is one more chance to slip), and so does a plain length
+  penalty. What CER adds is the difference to those rows, not to the first one.
+- One run per row: between seeds, lengths differ by several tokens. Intervals are over problems, not over runs."""
+
+HONEST_RECAP = """\
+- This is the counter-example. TECA is a mean, and a recap repeats what is known with certainty: it lowers TECA and says
+  nothing. Where CER's length or recaps grow while TECA falls, the reward is being gamed; a reward on the total entropy
+  can't be diluted."""
+
+
+def wilson(successes: int, n: int) -> tuple[float, float]:
+    """The 95% interval of a share, within [0, 1]."""
+    if n < 1 or not 0 <= successes <= n:
+        raise ValueError(f"expected 0 <= successes <= n and n >= 1, got {successes} of {n}")
+    centre = successes + Z * Z / 2
+    spread = Z * math.sqrt(successes * (n - successes) / n + Z * Z / 4)
+    return max(0.0, (centre - spread) / (n + Z * Z)), min(1.0, (centre + spread) / (n + Z * Z))
+
+
+def summarise(responses: Responses) -> dict[str, float]:
+    """The numbers of one row."""
+    n = len(responses.correct)
+    low, high = wilson(sum(responses.correct), n)
+    return {
+        "problems": n,
+        "accuracy": sum(responses.correct) / n,
+        "accuracy_low": low,
+        "accuracy_high": high,
+        "length": mean(responses.tokens),
+        "length_standard_error": stdev(responses.tokens) / math.sqrt(n),
+        "teca": mean(responses.teca),
+        "entropy_sum": mean(responses.entropy_sum),
+        "explorations": mean(responses.explorations),
+        "recaps": mean(responses.recaps),
+    }
+
+
+def result_table(summaries: dict[str, dict[str, float]], *, design: str) -> str:
+    """Markdown. `summaries` maps "warm start" and then names of rewards to what `summarise` gives."""
+    before = summaries[BEFORE]
+    columns = ["ACC", "LEN", "dLEN", "TECA", "total H", "explorations", *(["recaps"] if design == "recap" else [])]
+    rows = []
+    for name, row in summaries.items():
+        change = 100 * (row["length"] / before["length"] - 1)
+        cells = [
+            TableCell(f"{row['accuracy']:.3f}", f"[{row['accuracy_low']:.3f}, {row['accuracy_high']:.3f}]"),
+            TableCell(f"{row['length']:.1f}"),
+            TableCell("" if name == BEFORE else f"{change:+.0f}%"),
+            TableCell(f"{row['teca']:.3f}"),
+            TableCell(f"{row['entropy_sum']:.1f}"),
+            TableCell(f"{row['explorations']:.2f}"),
+            *([TableCell(f"{row['recaps']:.2f}")] if design == "recap" else []),
+        ]
+        rows.append((NAMES.get(name, name), cells))
+    caption = f"Held-out problems ({before['problems']:.0f}), design {design}, one sampled response each at T = 1"
+    notes = HONEST + ("\n" + HONEST_RECAP if design == "recap" else "")
+    return f"{to_markdown(Table(caption, [('', columns)], [('', rows)]))}\n\n{notes}\n"
