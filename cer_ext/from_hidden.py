@@ -29,7 +29,13 @@ import torch
 from torch import Tensor
 
 from cer_ext import arguments, ops
-from cer_ext.from_logits import check_target_values, inverse_temperature, upstream
+from cer_ext.from_logits import (
+    check_target_values,
+    inverse_temperature,
+    mark_unwanted,
+    upstream,
+    upstream_gradients,
+)
 
 # ---------------------------------------------------------------------------------------------------------------- tiles
 
@@ -273,7 +279,7 @@ def _backward(
     device, dtype = hidden.device, ops.real_dtype(hidden.dtype)
     vocabulary, width = weight.shape
     target = target.contiguous().view(-1)
-    grads = tuple(upstream(grad, dtype) for grad in (grad_logprobs, grad_entropy, grad_lse))
+    grads = tuple(upstream(grad, dtype, target.numel()) for grad in (grad_logprobs, grad_entropy, grad_lse))
     alive = None
     if device.type == "cpu":  # a row whose upstream gradients are all zero adds nothing to any gradient
         alive = torch.zeros_like(target, dtype=torch.bool)
@@ -360,19 +366,19 @@ def _fake_backward(hidden, weight, *rest):
 
 def _setup_context(ctx, inputs, output) -> None:
     hidden, weight, bias, target, temperature, *scalars = inputs
-    temperature_all, ignore_index, logit_scale, softcap, _, _, workspace_bytes, _ = scalars
-    stats = output[3]
+    temperature_all, ignore_index, logit_scale, softcap, want_entropy, want_lse, workspace_bytes, _ = scalars
+    _, entropy, lse, stats = output
     ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(stats)
+    mark_unwanted(ctx, want_entropy, entropy, want_lse, lse, stats)
     ctx.save_for_backward(hidden, weight, bias, target, temperature, stats)
     ctx.scalars = (temperature_all, ignore_index, logit_scale, softcap, workspace_bytes)
 
 
 def _gradient(ctx, grad_logprobs, grad_entropy, grad_lse, _):
     nothing = (None,) * 13
-    grads = (grad_logprobs, grad_entropy, grad_lse)
+    grads = upstream_gradients(ctx, grad_logprobs, grad_entropy, grad_lse)
     needed = tuple(ctx.needs_input_grad[:3])
-    if not any(needed) or all(grad is None for grad in grads):
+    if grads is None or not any(needed):
         return nothing
     gradients = BACKWARD(*ctx.saved_tensors, *grads, *ctx.scalars, *needed)
     return (*(grad if need else None for grad, need in zip(gradients, needed, strict=True)), *nothing[3:])

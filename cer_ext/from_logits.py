@@ -125,9 +125,13 @@ def _forward(
     return logprobs, entropy, lse, stats
 
 
-def upstream(grad: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """An upstream gradient as the kernels read it: flat, contiguous, Real; None stays None."""
-    return None if grad is None else grad.to(dtype).contiguous().view(-1)
+def upstream(grad: Tensor | None, dtype: torch.dtype, size: int) -> Tensor | None:
+    """An upstream gradient as the kernels read it: flat, contiguous, Real, one value per row; None stays None."""
+    if grad is None:
+        return None
+    if grad.numel() != size:
+        raise ValueError(f"upstream gradient: expected {size} values, got shape {tuple(grad.shape)}")
+    return grad.to(dtype).contiguous().view(-1)
 
 
 def _write_dlogits(
@@ -146,7 +150,7 @@ def _write_dlogits(
     target = target.contiguous().view(-1)
     inverse = inverse_temperature(temperature, None, False)
     transform = ops.Transform(logit_scale, softcap, 1.0 / temperature_all, inverse)
-    grads = tuple(upstream(grad, dtype) for grad in grads)
+    grads = tuple(upstream(grad, dtype, target.numel()) for grad in grads)
     out = dlogits.view(-1, dlogits.shape[-1])
     for matrix, first in _matrices(_columns_adjacent(logits)):
         part = slice(first, first + matrix.shape[0])
@@ -230,14 +234,32 @@ def _fake_forward(
 
 
 def _setup_context(ctx, inputs, output) -> None:
-    logits, target, temperature, temperature_all, ignore_index, logit_scale, softcap, _, _, inplace_backward, _ = inputs
-    stats = output[3]
+    logits, target, temperature, temperature_all, ignore_index, logit_scale, softcap, *rest = inputs
+    want_entropy, want_lse, inplace_backward, _ = rest
+    _, entropy, lse, stats = output
     ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(stats)
+    mark_unwanted(ctx, want_entropy, entropy, want_lse, lse, stats)
     ctx.save_for_backward(logits, target, temperature, stats)
     ctx.scalars = (temperature_all, ignore_index, logit_scale, softcap)
     ctx.inplace_backward = inplace_backward
     ctx.logits_address_and_version = _address_and_version(logits) if inplace_backward else None
+
+
+def mark_unwanted(ctx, want_entropy: bool, entropy: Tensor, want_lse: bool, lse: Tensor, stats: Tensor) -> None:
+    """No gradients for the statistics, nor for the empty tensors that stand for outputs nobody asked for."""
+    unwanted = [stats]
+    if not want_entropy:
+        unwanted.append(entropy)
+    if not want_lse:
+        unwanted.append(lse)
+    ctx.mark_non_differentiable(*unwanted)
+    ctx.wanted = (True, want_entropy, want_lse)
+
+
+def upstream_gradients(ctx, *grads: Tensor | None) -> tuple[Tensor | None, ...] | None:
+    """Those of (logprobs, entropy, lse) that exist and were asked for; None if there is none at all."""
+    grads = tuple(grad if wanted else None for grad, wanted in zip(grads, ctx.wanted, strict=True))
+    return None if all(grad is None for grad in grads) else grads
 
 
 def _address_and_version(tensor: Tensor) -> tuple[int, int]:
@@ -246,8 +268,8 @@ def _address_and_version(tensor: Tensor) -> tuple[int, int]:
 
 def _gradient(ctx, grad_logprobs, grad_entropy, grad_lse, _):
     nothing = (None,) * 11
-    grads = (grad_logprobs, grad_entropy, grad_lse)
-    if not ctx.needs_input_grad[0] or all(grad is None for grad in grads):
+    grads = upstream_gradients(ctx, grad_logprobs, grad_entropy, grad_lse)
+    if grads is None or not ctx.needs_input_grad[0]:
         return nothing
     logits, target, temperature, stats = ctx.saved_tensors
     if not ctx.inplace_backward:

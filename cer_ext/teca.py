@@ -90,7 +90,7 @@ def _backward(
     if cu_seqlens is not None:
         cu_seqlens = cu_seqlens.contiguous()
     responses, length = _layout(like.shape, cu_seqlens)
-    grads = (upstream(grad_average, like.dtype), upstream(grad_last, like.dtype))
+    grads = (upstream(grad_average, like.dtype, like.numel()), upstream(grad_last, like.dtype, responses))
     ops.teca_backward(responses, length, _mask_bytes(mask), cu_seqlens, *grads, grad_entropy)
     return grad_entropy
 
