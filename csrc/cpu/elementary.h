@@ -10,7 +10,8 @@
 
 // Where what comes in or goes out has 8 or 11 bits, f = t - n is enough: e^d is then off by up to |t| / 2^24 (1e-6 at the
 // distances that matter), and on AVX-512 one instruction gives f in [0, 1) and another takes n from t.
-enum class Accuracy { kFull, kQuick };
+// kHalf: what is rounded to 16 bits at once; a polynomial of degree 4 is then enough (3e-6).
+enum class Accuracy { kFull, kQuick, kHalf };
 
 // The constants of e^(b(x-m)) for one b.
 template <typename Real>
@@ -36,7 +37,7 @@ struct Exponential<float> {
   FloatV operator()(FloatV difference, FloatV* t) const {
     const FloatV d = at_least(lowest, difference);
     *t = d * slope;
-    if constexpr (accuracy == Accuracy::kQuick) return quick_power_of_two(*t);
+    if constexpr (accuracy != Accuracy::kFull) return quick_power_of_two<accuracy>(*t);
     const FloatV n = nearest(*t);
     FloatV f = multiply_add(d, slope, -n);
     f = multiply_add(d, slope_rest, f);
@@ -53,14 +54,23 @@ struct Exponential<float> {
   }
 
   // 2^t for t in [-127, 0] (AVX-512: to -inf).
+  template <Accuracy accuracy>
   static FloatV quick_power_of_two(FloatV t) {
 #if defined(__AVX512F__)
     const FloatV f = _mm512_reduce_ps(t, 9);  // t - floor(t)
-    FloatV p = multiply_add(all(0.00187757670002f), f, all(0.008989340023582f));
-    p = multiply_add(p, f, all(0.05582631811623f));
-    p = multiply_add(p, f, all(0.2401536170211f));
-    p = multiply_add(p, f, all(0.6931530732026f));
-    p = multiply_add(p, f, all(0.9999999250636f));
+    FloatV p;
+    if constexpr (accuracy == Accuracy::kHalf) {
+      p = multiply_add(all(0.01353416806238f), f, all(0.05201146029932f));
+      p = multiply_add(p, f, all(0.241442757098f));
+      p = multiply_add(p, f, all(0.6930038344325f));
+      p = multiply_add(p, f, all(1.000002593369f));
+    } else {
+      p = multiply_add(all(0.00187757670002f), f, all(0.008989340023582f));
+      p = multiply_add(p, f, all(0.05582631811623f));
+      p = multiply_add(p, f, all(0.2401536170211f));
+      p = multiply_add(p, f, all(0.6931530732026f));
+      p = multiply_add(p, f, all(0.9999999250636f));
+    }
     return _mm512_scalef_ps(p, t);  // by 2^floor(t)
 #else
     const FloatV n = nearest(t);

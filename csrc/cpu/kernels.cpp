@@ -87,7 +87,7 @@ std::int64_t fold_below_once(const T* x, std::int64_t n, double m, double b, dou
   constexpr std::int64_t step = 4 * kLanes<Real>;
   const Exponential<Real> exponential(b);
   const Values<Real> top = all(static_cast<Real>(m));
-  Values<Real> sum[4] = {}, weighted[4] = {};
+  Values<Real> sum[2] = {}, weighted[2] = {};
   const auto take = [&](const T* from, auto clamp) {  // false, and nothing taken, where an entry is not below
     Values<Real> difference[4];
     load_group(from, difference);
@@ -102,10 +102,10 @@ std::int64_t fold_below_once(const T* x, std::int64_t n, double m, double b, dou
         e = exponential.template operator()<kAccuracy<T>>(difference[k], &t);
       } else {
         t = difference[k] * exponential.slope;
-        e = exponential.quick_power_of_two(t);
+        e = exponential.template quick_power_of_two<kAccuracy<T>>(t);
       }
-      sum[k] += e;
-      weighted[k] = multiply_add(e, t, weighted[k]);
+      sum[k % 2] += e;
+      weighted[k % 2] = multiply_add(e, t, weighted[k % 2]);
     }
     return true;
   };
@@ -116,8 +116,8 @@ std::int64_t fold_below_once(const T* x, std::int64_t n, double m, double b, dou
     fill_up(padded, x + i, n - i);
     if (take(padded, Constant<true>{})) i = n;
   }
-  const double weighted_total = sum_of_lanes((weighted[0] + weighted[1]) + (weighted[2] + weighted[3]));
-  *r = sum_of_lanes((sum[0] + sum[1]) + (sum[2] + sum[3]));
+  const double weighted_total = sum_of_lanes(weighted[0] + weighted[1]);
+  *r = sum_of_lanes(sum[0] + sum[1]);
   *u = -Exponential<Real>::kUnit * weighted_total;
   return weighted_total == weighted_total ? i : -1;
 }
@@ -208,7 +208,7 @@ template <typename In, typename Out, bool has_linear>
 void grad_loop(const void* entries, std::int64_t n, double m, double b, double a, double h, void* out) {
   using Real = typename Stored<In>::Real;
   constexpr std::int64_t lanes = kLanes<Real>, step = 4 * lanes;
-  constexpr Accuracy accuracy = sizeof(Out) == 2 ? Accuracy::kQuick : Accuracy::kFull;
+  constexpr Accuracy accuracy = sizeof(Out) == 2 ? Accuracy::kHalf : Accuracy::kFull;
   const Exponential<Real> exponential(b);
   const Values<Real> top = all(static_cast<Real>(m));
   const Values<Real> constant = all(static_cast<Real>(a));

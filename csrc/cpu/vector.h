@@ -278,7 +278,10 @@ static inline void store_group(BFloat16* p, const FloatV (&v)[4]) {
                                            5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
     const __m512i words = _mm512_permutexvar_epi16(order, halves);
 #else
-    const Int32V words = (bfloat16_words(v[k]) & 0xffff) | (bfloat16_words(v[k + 1]) << 16);
+    // Rounded as bfloat16_words does, without its care for NaN: one made by arithmetic survives.
+    const Int32V even = (Int32V)v[k], odd = (Int32V)v[k + 1];
+    const Int32V rounded_even = even + (((even >> 16) & 1) + 0x7fff), rounded_odd = odd + (((odd >> 16) & 1) + 0x7fff);
+    const Int32V words = ((rounded_even >> 16) & 0xffff) | (rounded_odd & static_cast<std::int32_t>(0xffff0000));
 #endif
     __builtin_memcpy(p + k * kLanes<float>, &words, sizeof words);
   }

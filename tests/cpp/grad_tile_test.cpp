@@ -20,36 +20,38 @@ struct Reference {
 };
 
 Reference reference(const TileCase& c, const Upstream& up) {
-  const long double nan = std::numeric_limits<long double>::quiet_NaN();
+  const Extended nan = std::numeric_limits<Extended>::quiet_NaN();
   Reference result;
   result.stats.resize(static_cast<std::size_t>(3 * c.rows));
   for (std::int64_t i = 0; i < c.rows; ++i) {
     const std::size_t row = static_cast<std::size_t>(i);
-    const std::vector<long double> y = reference_logits(c, i);
+    const std::vector<Extended> y = reference_logits(c, i);
     const ReferenceRow r = reference_row(c, i);
-    const long double b = c.inverse_temperature[row];
+    const Extended b = c.inverse_temperature[row];
     const bool bad = std::isnan(r.log_sum);
     const std::size_t rows = static_cast<std::size_t>(c.rows);
     result.stats[row] = static_cast<double>(r.m);
     result.stats[row + rows] = static_cast<double>(r.log_sum);
     result.stats[row + 2 * rows] = static_cast<double>(r.spread);
-    const long double g = up.g.empty() ? 0.0 : up.g[row], h = up.h.empty() ? 0.0 : up.h[row], l = up.l.empty() ? 0.0 : up.l[row];
+    const Extended g = up.g.empty() ? 0.0 : up.g[row], h = up.h.empty() ? 0.0 : up.h[row], l = up.l.empty() ? 0.0 : up.l[row];
     for (std::size_t j = 0; j < y.size(); ++j) {
-      if (g == 0.0L && h == 0.0L && l == 0.0L) {
+      if (g == 0.0 && h == 0.0 && l == 0.0) {
         result.gradient.push_back(0.0);
         result.terms.push_back(0.0);
         continue;
       }
       const bool is_target = static_cast<std::int64_t>(j) == c.target[row];
-      const long double p = std::exp(r.log_p[j]);
-      const long double pull = is_target ? -std::expm1(r.log_p[j]) : -p;  // [j = target] - p
-      const long double d = std::max((y[j] - r.m) * b, -1e300L);
-      long double slope = c.scale;
+      const Extended p = std::exp(r.log_p[j]);
+      const Extended pull = is_target ? -std::expm1(r.log_p[j]) : -p;  // [j = target] - p
+      const Extended d = std::max<Extended>((y[j] - r.m) * b, -1e300);
+      Extended slope = c.scale;
       if (c.softcap != 0.0) {
-        const long double cosh = std::cosh((std::atanh(std::min(0.999999999999999999L, std::fabs(y[j]) / c.softcap))));
+        Extended x = c.value[static_cast<std::size_t>(i * c.cols) + j];
+        if (!c.bias.empty()) x += c.bias[j];
+        const Extended cosh = std::cosh(x * c.scale / c.softcap);
         slope = c.scale / (cosh * cosh);
       }
-      const long double k = slope * b;
+      const Extended k = slope * b;
       result.gradient.push_back(static_cast<double>(bad ? nan : k * (g * pull + l * p - h * p * (d + r.spread))));
       result.terms.push_back(static_cast<double>(
           std::fabs(k) * (std::fabs(g * pull) + std::fabs(l * p) + std::fabs(h * p) * (std::fabs(d) + r.spread))));
@@ -118,7 +120,7 @@ void check(const TileCase& c, const Upstream& up, const Reference& wanted, const
     // Float: e^d is as good as d, whose float rounding weighs |d| / 2^24 (|d| <= 87). Then one rounding to the output,
     // where what is below the smallest normal number may be zero (float16: its subnormals are exact to 3e-8).
     const double rounding = out == ScalarType::kBFloat16 ? 0x1p-8 : out == ScalarType::kFloat16 ? 0x1p-11 : 0.0;
-    const double relative = (both_wide ? 2e-13 : 1.2e-5) + rounding;
+    const double relative = (both_wide ? kReferenceError : 1.2e-5) + rounding;
     const double absolute = out == ScalarType::kFloat16 ? 3.1e-8 : both_wide ? 1e-300 : 1.3e-38 * (1 + std::fabs(c.scale) * 200);
     for (std::size_t j = 0; j < wanted.gradient.size(); ++j) {
       const double a = got[j], b = wanted.gradient[j];

@@ -13,6 +13,16 @@
 #include "kernels.h"
 #include "scalar_types.h"
 
+// What references are computed in, and how far it is off. Where long double is made in software (aarch64, and that under
+// emulation), minutes would be spent in it: there double must do.
+#if __LDBL_MANT_DIG__ > 64
+using Extended = double;
+constexpr double kReferenceError = 2e-11;
+#else
+using Extended = long double;
+constexpr double kReferenceError = 2e-13;
+#endif
+
 struct TileCase {
   std::string name;
   cer::ScalarType dtype = cer::ScalarType::kFloat32;
@@ -161,10 +171,10 @@ inline std::vector<TileCase> all_cases(cer::ScalarType dtype) {
 }
 
 // The logits y of a row.
-inline std::vector<long double> reference_logits(const TileCase& c, std::int64_t row) {
-  std::vector<long double> y;
+inline std::vector<Extended> reference_logits(const TileCase& c, std::int64_t row) {
+  std::vector<Extended> y;
   for (std::int64_t j = 0; j < c.cols; ++j) {
-    long double x = c.value[static_cast<std::size_t>(row * c.cols + j)];
+    Extended x = c.value[static_cast<std::size_t>(row * c.cols + j)];
     if (!c.bias.empty()) x += c.bias[static_cast<std::size_t>(j)];
     x *= c.scale;
     if (c.softcap != 0.0) x = c.softcap * std::tanh(x / c.softcap);
@@ -174,42 +184,42 @@ inline std::vector<long double> reference_logits(const TileCase& c, std::int64_t
 }
 
 struct ReferenceRow {
-  std::vector<long double> log_p;
-  long double m, log_sum, spread, lse, logprob, entropy;
+  std::vector<Extended> log_p;
+  Extended m, log_sum, spread, lse, logprob, entropy;
 };
 
 inline ReferenceRow reference_row(const TileCase& c, std::int64_t row) {
-  const std::vector<long double> y = reference_logits(c, row);
-  const long double b = c.inverse_temperature[static_cast<std::size_t>(row)];
-  long double m = -std::numeric_limits<long double>::infinity();
+  const std::vector<Extended> y = reference_logits(c, row);
+  const Extended b = c.inverse_temperature[static_cast<std::size_t>(row)];
+  Extended m = -std::numeric_limits<Extended>::infinity();
   bool bad = false;
-  for (const long double v : y) {
-    bad = bad || std::isnan(v) || v == std::numeric_limits<long double>::infinity();
+  for (const Extended v : y) {
+    bad = bad || std::isnan(v) || v == std::numeric_limits<Extended>::infinity();
     m = std::fmax(m, v);
   }
-  const long double nan = std::numeric_limits<long double>::quiet_NaN();
+  const Extended nan = std::numeric_limits<Extended>::quiet_NaN();
   const bool empty = std::isinf(m) && m < 0;
   ReferenceRow r;
   // The maximum's 1 apart from the rest: log1p keeps the small sum of a near-one-hot row.
-  long double rest = 0.0L;
+  Extended rest = 0.0;
   bool seen = false;
-  for (const long double v : y) {
+  for (const Extended v : y) {
     if (v == m && !seen) {
       seen = true;
     } else {
       rest += std::exp((v - m) * b);
     }
   }
-  const long double log_sum = bad || empty ? nan : std::log1p(rest);
+  const Extended log_sum = bad || empty ? nan : std::log1p(rest);
   r.m = bad || empty ? nan : m;
   r.log_sum = log_sum;
-  r.spread = bad || empty ? nan : 0.0L;
+  r.spread = bad || empty ? nan : 0.0;
   r.lse = bad ? nan : empty ? m : m * b + log_sum;
-  for (const long double v : y) {
-    const long double log_p = (v - m) * b - log_sum;
+  for (const Extended v : y) {
+    const Extended log_p = (v - m) * b - log_sum;
     r.log_p.push_back(log_p);
     if (std::isnan(log_sum)) continue;
-    if (std::exp(log_p) > 0.0L) r.spread += std::exp(log_p) * ((m - v) * b);
+    if (std::exp(log_p) > 0.0) r.spread += std::exp(log_p) * ((m - v) * b);
   }
   r.entropy = r.log_sum + r.spread;  // = -sum p log p, of terms of one sign
   r.logprob = r.log_p[static_cast<std::size_t>(c.target[static_cast<std::size_t>(row)])];
