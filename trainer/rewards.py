@@ -1,7 +1,7 @@
 r"""Reward functions for GRPO, in TRL's signature: usable in any TRL script.
 
 In: completions (plain strings or messages), the column `ground_truth`, and for the entropy rewards what
-trainer.cer_trainer.CERTrainer hands over per completion, in nats: `teca` (mean token entropy), `entropy_sum` (its total).
+CERTrainer (trainer/cer_trainer.py) hands over per completion, in nats: `teca` (mean token entropy), `entropy_sum`.
 Out: list[float | None], one per completion; None (TRL: no opinion) where the row has no ground truth.
 
     accuracy_reward         1 if right, else 0
