@@ -1,5 +1,7 @@
 """The reward functions' values, what they ask of the trainer, and TRL's own run of them."""
 
+import functools
+import json
 import math
 import pickle
 import random
@@ -173,6 +175,50 @@ def test_reward_function_sets_the_weight_and_refuses_bad_ones():
     for bad in (-1.0, math.nan, math.inf):
         with pytest.raises(ValueError, match="weight is"):
             reward_function("cer", weight=bad)
+
+
+def test_every_reward_trains_in_trl_on_loaded_problems(load_model, tokenizer, config, tmp_path):
+    """One step with all five at once: TRL hands over the columns and the entropies, and logs each by its name.
+
+    The tiny model says no answers, so each completion is replaced, by its tokens, with a right or a wrong one.
+    """
+    from trainer.cer_trainer import CERTrainer
+    from trainer.datasets import load_problems
+
+    records = [{"question": f"w{i} w{i + 1}", "answer": "#### 7"} for i in range(4)]
+    (tmp_path / "sums.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    received = []
+
+    def on_graded(name):
+        reward = reward_function(name)
+
+        @functools.wraps(reward)
+        def replaced(completions, completion_ids, **kwargs):
+            said = [RIGHT if sum(ids) % 2 else WRONG for ids in completion_ids]
+            rewards = reward(completions=said, completion_ids=completion_ids, **kwargs)
+            received.append((name, said, rewards, kwargs))
+            return rewards
+
+        return replaced
+
+    trainer = CERTrainer(
+        model=load_model(),
+        reward_funcs=[on_graded(name) for name in REWARDS],
+        args=config(max_steps=1, reward_weights=[1.0, 1.0, 0.0, 0.0, 0.0]),
+        train_dataset=load_problems(str(tmp_path / "sums.jsonl"), instruction=None),
+        processing_class=tokenizer,
+    )
+    trainer.train()
+    logged = trainer.state.log_history[0]
+    for name, reward in REWARDS.items():
+        assert math.isfinite(logged[f"rewards/{reward.__name__}/mean"])
+        assert name in [seen[0] for seen in received]
+    assert 0 <= logged["accuracy"] <= 1
+    for name, said, rewards, kwargs in received:
+        assert kwargs["ground_truth"] == ["7"] * len(said)
+        if name == "cer":
+            right = [1 + math.exp(-value) / 2 for value in kwargs["teca"]]
+            assert rewards == pytest.approx([r if text == RIGHT else 0 for r, text in zip(right, said, strict=True)])
 
 
 def test_group_scales():

@@ -35,6 +35,8 @@ _FONT_COMMAND = re.compile(r"\\(?:mathbf|mathit|mathsf|mathbb|mathcal|boldsymbol
 _MATHS_WORD = re.compile(r"(?:sin|cos|tan|cot|sec|csc|arcsin|arccos|arctan|log|ln|lg|exp|gcd|lcm|max|min|det)\b")
 _LATEX_SYNONYMS = [
     (re.compile(r"\\[dtc]frac(?![A-Za-z])"), r"\\frac"),
+    (re.compile(r"\\frac\s*([0-9A-Za-z]|\\pi)(?![A-Za-z])"), r"\\frac{\1}"),  # TeX: one token is an argument
+    (re.compile(r"(\\frac\s*\{(?:[^{}]|\{[^{}]*\})*\})\s*([0-9A-Za-z]|\\pi)"), r"\1{\2}"),
     (re.compile(r"\\(?:cdot|times|ast|bullet)(?![A-Za-z])"), "*"),
     (re.compile(r"\\div(?![A-Za-z])"), "/"),
     (re.compile(r"\\(?:leq|leqslant)(?![A-Za-z])"), r"\\le "),

@@ -115,12 +115,13 @@ class Worker:
     def start(self) -> None:
         self.stop()
         path = os.pathsep.join(os.path.abspath(entry) for entry in sys.path)
+        kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "LD_LIBRARY_PATH") if name in os.environ}
         self.process = subprocess.Popen(
             [sys.executable, "-B", "-m", "trainer.grading.symbolic_worker", str(CPU_LIMIT_S)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            env={"PYTHONPATH": path, "PATH": os.defpath, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+            env={**kept, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},  # no credentials of the trainer's
             bufsize=0,
         )
         atexit.register(self.process.kill)
