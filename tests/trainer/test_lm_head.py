@@ -11,7 +11,8 @@ from peft import LoraConfig, get_peft_model
 from tiny_models import FAMILIES, VOCABULARY, make_model
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 
 from trainer.lm_head import active_head, add_fused_lm_head, head_operands, logit_transform
 
@@ -278,19 +279,23 @@ def one_process_mesh(tmp_path):
     dist.destroy_process_group()
 
 
-def test_a_head_sharded_by_fsdp2_is_gathered(one_process_mesh):
+@pytest.mark.parametrize("own_group", [False, True], ids=["head in the root's group", "head in a group of its own"])
+def test_a_head_sharded_by_fsdp2_is_gathered(one_process_mesh, own_group):
     plain, fused = make_model("phi"), make_model("phi")
     add_fused_lm_head(fused, temperature=TEMPERATURE, outputs=BOTH)
-    for name in ("weight", "bias"):
-        sharded = distribute_tensor(getattr(fused.lm_head, name).detach(), one_process_mesh, [Shard(0)])
-        setattr(fused.lm_head, name, nn.Parameter(sharded))
+    for module in [*fused.model.layers, *([fused.lm_head] if own_group else []), fused]:
+        fully_shard(module, mesh=one_process_mesh)
+    assert isinstance(fused.lm_head.weight, DTensor)
     expected, got = from_own_logits(plain), from_fused_head(fused)
     for e, g in zip(expected, got, strict=True):
         torch.testing.assert_close(g.double(), e, rtol=2e-5, atol=2e-5)
-    expected, got = gradients(plain, *expected), gradients(fused, *got)
-    assert isinstance(got["lm_head.weight"], DTensor)
-    for name in ("lm_head.weight", "lm_head.bias"):
-        torch.testing.assert_close(got[name].full_tensor(), expected[name], rtol=1e-4, atol=1e-5)
+    (expected[0].sum() + expected[1].sum()).backward()
+    (got[0].sum() + got[1].sum()).backward()
+    for name, parameter in fused.named_parameters():
+        assert isinstance(parameter.grad, DTensor)
+        torch.testing.assert_close(
+            parameter.grad.full_tensor(), plain.get_parameter(name).grad, rtol=1e-4, atol=1e-5, msg=name
+        )
 
 
 class _LogitsWithAnExtraFactor(type(make_model("llama"))):
