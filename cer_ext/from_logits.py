@@ -73,7 +73,7 @@ def _columns_adjacent(logits: Tensor) -> Tensor:
     return logits if logits.stride(-1) == 1 or logits.shape[-1] == 1 else logits.contiguous()
 
 
-def _forward(
+def _compute(
     logits: Tensor,
     target: Tensor,
     temperature: Tensor | None,
@@ -85,7 +85,9 @@ def _forward(
     want_lse: bool,
     inplace_backward: bool,
     validate: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    want_stats: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """(logprobs, entropy, lse, stats), None for what is not wanted."""
     device, dtype, shape = logits.device, ops.real_dtype(logits.dtype), target.shape
     vocabulary = logits.shape[-1]
     target = target.contiguous()
@@ -98,9 +100,9 @@ def _forward(
 
     rows = target.numel()
     logprobs = torch.empty(shape, dtype=dtype, device=device)
-    entropy = torch.empty(shape if want_entropy else (0,), dtype=dtype, device=device)
-    lse = torch.empty(shape if want_lse else (0,), dtype=dtype, device=device)
-    stats = torch.empty((3, rows), dtype=torch.float64, device=device)
+    entropy = torch.empty(shape, dtype=dtype, device=device) if want_entropy else None
+    lse = torch.empty(shape, dtype=dtype, device=device) if want_lse else None
+    stats = torch.empty((3, rows), dtype=torch.float64, device=device) if want_stats else None
     if not rows:
         return logprobs, entropy, lse, stats
     states = ops.new_states(rows, device)
@@ -111,17 +113,14 @@ def _forward(
         for matrix, first in _matrices(_columns_adjacent(logits)):
             part = slice(first, first + matrix.shape[0])
             ops.fold_tile(matrix, flat_target[part], states[:, part], transform.tile(part, slice(None)))
-    ops.finish_rows(
-        states,
-        flat_target,
-        transform,
-        ignore_index,
-        vocabulary,
-        logprobs,
-        entropy if want_entropy else None,
-        lse if want_lse else None,
-        stats,
-    )
+    ops.finish_rows(states, flat_target, transform, ignore_index, vocabulary, logprobs, entropy, lse, stats)
+    return logprobs, entropy, lse, stats
+
+
+def _forward(logits: Tensor, *arguments) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The op's body: an op returns tensors only, so an empty one stands for what is not wanted."""
+    logprobs, entropy, lse, stats = _compute(logits, *arguments, True)
+    entropy, lse = (logprobs.new_empty(0) if x is None else x for x in (entropy, lse))
     return logprobs, entropy, lse, stats
 
 
@@ -421,9 +420,9 @@ def logprobs_and_entropy(
         arguments.check_validate(validate, logits.device),
     )
     if ops.may_skip_dispatcher(logits, target, per_row):
-        logprobs, entropy, lse, _ = _forward(*values)
+        logprobs, entropy, lse, _ = _compute(*values, False)
     else:
         logprobs, entropy, lse, _ = FORWARD(*values)
-    if not return_entropy:
-        entropy = None
+        if not return_entropy:
+            entropy = None
     return (logprobs, entropy, lse) if return_lse else (logprobs, entropy)

@@ -221,7 +221,7 @@ def finish_rows(
     logprobs: Tensor,
     entropy: Tensor | None,
     lse: Tensor | None,
-    stats: Tensor,
+    stats: Tensor | None,
 ) -> None:
     """states (5, rows) -> logprobs, entropy, lse (rows,) and stats (3, rows) = (m, log_sum, spread)."""
     rows = states.shape[1]
@@ -245,8 +245,8 @@ def finish_rows(
         logprobs.data_ptr(),
         _address(entropy),
         _address(lse),
-        stats.data_ptr(),
-        stats.stride(0),
+        _address(stats),
+        0 if stats is None else stats.stride(0),
     )
 
 
