@@ -282,6 +282,7 @@ def test_exact_arithmetic(text, value):
     assert evaluate(text) == value
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(
     st.fractions(),
     st.sampled_from(["{n}/{d}", "\\frac{{{n}}}{{{d}}}", "\\dfrac {{{n}}} {{{d}}}", "$\\tfrac{{{n}}}{{{d}}}$"]),
@@ -292,6 +293,7 @@ def test_any_fraction_equals_itself_and_not_its_neighbour(value, form):
     assert not grade(f"\\boxed{{{answer}}}", f"{value.numerator + 1}/{value.denominator}")
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(
     st.integers(-(10**15), 10**15),
     st.sampled_from(["{:,}", "{}.0", "${}$", "{} dollars", "{}\\text{{ cm}}", "\\textbf{{({})}}"]),

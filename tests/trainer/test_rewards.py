@@ -8,7 +8,7 @@ import random
 from types import SimpleNamespace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainer.padding_alarm import padding_alarm
@@ -72,6 +72,7 @@ def test_total_entropy_reward_with_a_given_scale():
     assert rewards == pytest.approx([1 + math.exp(-0.5) / 2], rel=1e-12)
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(st.lists(st.floats(0.01, 3.0), min_size=2, max_size=30), st.integers(1, 200))
 def test_padding_with_certain_tokens_raises_the_mean_reward_but_not_the_total_one(entropies, padding):
     """The counter-example in one line: the same answer, said again with certainty."""
@@ -85,6 +86,7 @@ def test_padding_with_certain_tokens_raises_the_mean_reward_but_not_the_total_on
     assert by_total[1] == by_total[0]
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(st.lists(st.tuples(st.floats(0, 1e4), st.booleans()), min_size=1, max_size=16))
 def test_any_right_answer_beats_any_wrong_one(rows):
     completions = [RIGHT if right else WRONG for _, right in rows]
