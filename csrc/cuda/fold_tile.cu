@@ -29,8 +29,8 @@ void fold_tile(const FoldTile& p, double* partial, std::int64_t splits, void* st
   }
   const LaunchPlan fold = fold_tile_plan(p.tile.rows, p.tile.cols, p.tile.dtype, splits);
   const cudaStream_t on = static_cast<cudaStream_t>(stream);
-  fold_kernel(p.tile.dtype, is_plain(p.tile.transform))<<<static_cast<unsigned int>(fold.blocks), fold.threads, 0, on>>>(
-      p, partial, splits);
+  const FoldKernel kernel = fold_kernel(p.tile.dtype, is_plain(p.tile.transform));
+  kernel<<<static_cast<unsigned int>(fold.blocks), fold.threads, 0, on>>>(p, partial, splits);
   check(cudaGetLastError(), "fold_tile");
   if (splits == 1) return;
   const LaunchPlan merge = merge_splits_plan(p.tile.rows);

@@ -1,16 +1,17 @@
 // fold_tile on the device: a tile of logits -> one softmax state per row, and the target's logit (kernels.h).
 //
-// Grid: `splits` adjacent blocks per row (one, unless there are few rows), any number of whole warps per block. A thread
-// takes four vectors of 16 bytes at a time, finds their maximum, and only then raises: the exponentials of 32 (16, 8)
-// logits share one merge into the thread's state, which costs about one instruction per logit instead of a branch.
+// Grid: `splits` adjacent blocks per row (one, unless there are few rows), any number of whole warps per block. A
+// thread takes four vectors of 16 bytes (two of doubles) at a time, finds their maximum, and only then raises: the
+// exponentials of 32 (16, 4) logits share one merge into the thread's state: an instruction per logit, not a branch.
 // Threads merge by shuffles, warps through shared memory, tiles in double in global memory.
 //
 // Bytes per row: cols * sizeof(T) read, 5 doubles written (and read, unless fresh). Alignment: the element's; vectors
-// start at the row's first 16-byte boundary. Limit: memory; at two bytes per logit the inner loop's 12.3 instructions per
-// logit (SASS, sm_90a; 13.7 at four bytes) stay below the 17 an H100 issues while it reads one, and touch an H200's 12.
+// start at the row's first 16-byte boundary. Limit: memory; at two bytes per logit the inner loop's 12.3 instructions
+// per logit (SASS, sm_90a; 13.7 at four bytes) stay below the 17 an H100 issues while it reads one, and touch an H200's
+// 12.
 //
-// The alternative that lost: one running maximum per thread with a rescale branch per logit. Early in a row nearly every
-// warp takes it; and it hides the recurrence of softmax_state.h, which here stays the only one.
+// The alternative that lost: one running maximum per thread with a rescale branch per logit. Early in a row nearly
+// every warp takes it; and it hides the recurrence of softmax_state.h, which here stays the only one.
 #pragma once
 
 #include "logit_transform.cuh"
@@ -138,8 +139,8 @@ __device__ __forceinline__ void fold_tile(const FoldTile& p, double* partial, st
 
   const std::int64_t column = target_column(p.tile, row);
   const bool holds_target = column >= piece.begin && column < piece.end;
-  const double target_logit =
-      holds_target ? static_cast<double>(transform.logit(ScalarTraits<T>::load(logits[column]), column)) : not_a_number();
+  double target_logit = not_a_number();
+  if (holds_target) target_logit = transform.logit(ScalarTraits<T>::load(logits[column]), column);
   const SoftmaxState<double> state = {static_cast<double>(s.m), static_cast<double>(s.c), static_cast<double>(s.r),
                                       static_cast<double>(s.u)};
   if (splits == 1) {

@@ -6,9 +6,9 @@
 //
 // Grid: `pieces` adjacent blocks per row, each a run of columns; elementwise, so no thread waits for another. Rows that
 // are ignored or whose upstream gradients are all zero are filled with zeros and their logits are not read.
-// Bytes per row: cols * (sizeof(In) + sizeof(Out)); a zero row only writes. Alignment: the elements'; 16-byte vectors of
-// the wider type where the input's and the output's boundaries fall on the same columns (always so in place), else
-// element by element, still coalesced. All of a thread's loads come before its stores: In and Out may be one buffer.
+// Bytes per row: cols * (sizeof(In) + sizeof(Out)); a zero row only writes. Alignment: the elements'; 16-byte vectors
+// of the wider type where the input's and the output's boundaries fall on the same columns (always so in place), else
+// element by element, still coalesced. Every element is read, then written, by one thread: one buffer may be both.
 // Limit: memory (about 18 instructions per logit; an H100 issues 35 while it moves two bytes in and two out).
 #pragma once
 
@@ -124,7 +124,8 @@ __device__ __forceinline__ void grad_tile(const GradTile& p, std::int64_t pieces
 #pragma unroll
         for (int j = 0; j < kWidth; ++j) {
           const Real y = transform.logit(element(in[i], j), first + j);
-          set_element(out, j, static_cast<typename ScalarTraits<Out>::Accumulator>(row.elsewhere(y) * transform.slope(y)));
+          const Real dx = row.elsewhere(y) * transform.slope(y);
+          set_element(out, j, static_cast<typename ScalarTraits<Out>::Accumulator>(dx));
         }
       }
       out.write(dlogits + first);
@@ -148,9 +149,10 @@ __device__ __forceinline__ void grad_tile(const GradTile& p, std::int64_t pieces
 }  // namespace device
 }  // namespace cer
 
-#define CER_GRAD_TILE_KERNEL(name, In, Out, kPlain)                                                                \
-  extern "C" __global__ void __launch_bounds__(256) name(const __grid_constant__ cer::GradTile p, std::int64_t pieces) { \
-    cer::device::grad_tile<In, Out, kPlain>(p, pieces);                                                            \
+#define CER_GRAD_TILE_KERNEL(name, In, Out, kPlain)                        \
+  extern "C" __global__ void __launch_bounds__(256)                        \
+      name(const __grid_constant__ cer::GradTile p, std::int64_t pieces) { \
+    cer::device::grad_tile<In, Out, kPlain>(p, pieces);                    \
   }
 CER_GRAD_TILE_KERNEL(cer_grad_tile_float32_float32_plain, float, float, true)
 CER_GRAD_TILE_KERNEL(cer_grad_tile_float32_float32_general, float, float, false)

@@ -13,7 +13,8 @@ namespace cuda {
 
 inline void check(cudaError_t status, const char* operation) {
   if (status == cudaSuccess) return;
-  throw std::runtime_error(std::string(operation) + ": " + cudaGetErrorName(status) + ": " + cudaGetErrorString(status));
+  throw std::runtime_error(std::string(operation) + ": " + cudaGetErrorName(status) + ": " +
+                           cudaGetErrorString(status));
 }
 
 // Multiprocessors of the current device; asked once per device, which costs no synchronisation.

@@ -1,7 +1,7 @@
 // How many blocks of how many threads: pure functions of the shapes, on the host.
 //
-// One plan for the nvcc launchers, the NVRTC path and the kernels' test build on a CPU. Results depend on it only through
-// the order of a fixed reduction. A grid has one dimension, of at most 2^31 - 1 blocks; what does not fit throws.
+// One plan for the nvcc launchers, the NVRTC path and the kernels' test build on a CPU. Results depend on it only
+// through the order of a fixed reduction. A grid has one dimension, of at most 2^31 - 1 blocks; more throws.
 #pragma once
 
 #include <algorithm>

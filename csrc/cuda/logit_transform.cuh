@@ -6,8 +6,8 @@
 // themselves (__fmul_rn): a product contracted with the subtraction of the maximum would leave d != 0 at the maximum.
 //
 // PowerOf: the exponential of a distance. Float works in base 2 (one multiplication and ex2.approx, relative error
-// 2^-22, two instructions instead of expf's eight: at two bytes per logit the fold has about 17 per logit before it, not
-// the memory, is the limit on an H100); double in base e.
+// 2^-22, two instructions instead of expf's eight: at two bytes per logit the fold has about 17 before it, not the
+// memory, is the limit on an H100); double in base e.
 #pragma once
 
 #include "kernels.h"
@@ -56,7 +56,9 @@ struct Transform {
   Real scale, softcap;
 
   __device__ __forceinline__ explicit Transform(const LogitTransform& t)
-      : bias(static_cast<const Real*>(t.bias)), scale(static_cast<Real>(t.scale)), softcap(static_cast<Real>(t.softcap)) {}
+      : bias(static_cast<const Real*>(t.bias)),
+        scale(static_cast<Real>(t.scale)),
+        softcap(static_cast<Real>(t.softcap)) {}
 
   __device__ __forceinline__ Real logit(Real x, std::int64_t column) const {
     if (kPlain) return x;

@@ -225,9 +225,11 @@ extern "C" __global__ void __launch_bounds__(256) cer_teca_forward_float32(const
 extern "C" __global__ void __launch_bounds__(256) cer_teca_forward_float64(const __grid_constant__ cer::Teca p) {
   cer::device::teca_forward<double>(p);
 }
-extern "C" __global__ void __launch_bounds__(256) cer_teca_backward_float32(const __grid_constant__ cer::TecaBackward p) {
+extern "C" __global__ void __launch_bounds__(256)
+    cer_teca_backward_float32(const __grid_constant__ cer::TecaBackward p) {
   cer::device::teca_backward<float>(p);
 }
-extern "C" __global__ void __launch_bounds__(256) cer_teca_backward_float64(const __grid_constant__ cer::TecaBackward p) {
+extern "C" __global__ void __launch_bounds__(256)
+    cer_teca_backward_float64(const __grid_constant__ cer::TecaBackward p) {
   cer::device::teca_backward<double>(p);
 }

@@ -14,8 +14,8 @@
 // Shared memory starts as NaN in every block: a read without a write shows in the results, and so does a read before
 // another thread's write, because the order is shuffled.
 //
-// Not modelled: memory ordering within a warp that runs in lockstep, blocks that race with each other, tensor cores, TMA,
-// caches, and the rounding of the special functions except ex2.approx, which is given an error of its own.
+// Not modelled: memory ordering within a warp that runs in lockstep, blocks that race with each other, tensor cores,
+// TMA, caches, and the rounding of the special functions except ex2.approx, which is given an error of its own.
 #pragma once
 
 #include <sys/mman.h>
@@ -176,7 +176,7 @@ inline void meet_warp(Meeting meeting, unsigned int mask) {
   leave(false);
 }
 
-// Every lane deposits 4 bytes and takes those of lane `source`. Two generations of slots: a lane can be one meeting ahead.
+// Every lane deposits 4 bytes and takes those of lane `source`. Two generations of slots: a lane may be one ahead.
 template <typename Value>
 Value exchange(unsigned int mask, Value value, int source) {
   static_assert(sizeof(Value) == 4, "shuffles carry 4 bytes");
@@ -234,7 +234,8 @@ inline void release_shared() {
 inline void run_block(int threads) {
   if (block.stacks == nullptr) {
     const std::size_t bytes = kStackBytes * kMaxThreads;
-    void* const memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    const int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+    void* const memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, flags, -1, 0);
     if (memory == MAP_FAILED) std::abort();
     block.stacks = static_cast<char*>(memory);
   }
@@ -352,7 +353,8 @@ Value __shfl_up_sync(unsigned int mask, Value value, int offset) {
 inline float __fmul_rn(float a, float b) { return a * b; }
 inline double __dmul_rn(double a, double b) { return a * b; }
 inline double __hiloint2double(int high, int low) {
-  const std::uint64_t bits = static_cast<std::uint64_t>(static_cast<std::uint32_t>(high)) << 32 | static_cast<std::uint32_t>(low);
+  const std::uint64_t upper = static_cast<std::uint32_t>(high);
+  const std::uint64_t bits = upper << 32 | static_cast<std::uint32_t>(low);
   double x;
   std::memcpy(&x, &bits, 8);
   return x;

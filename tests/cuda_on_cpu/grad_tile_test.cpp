@@ -111,8 +111,8 @@ void run_case(const Shape& shape, Fill fill, const Options& options = {}, Upstre
     p.dlogits_dtype = code_of<Out>();
     p.dlogits_row_stride = out_stride;
     const cer::LaunchPlan plan = cer::grad_tile_plan(shape.rows, end - begin, p.tile.dtype, p.dlogits_dtype, pieces);
-    fiber::launch("grad_tile", plan.blocks, plan.threads, seed, Kernels<In, Out>::grad(cer::is_plain(p.tile.transform)), p,
-                  pieces);
+    const auto kernel = Kernels<In, Out>::grad(cer::is_plain(p.tile.transform));
+    fiber::launch("grad_tile", plan.blocks, plan.threads, seed, kernel, p, pieces);
     begin = end;
   }
 

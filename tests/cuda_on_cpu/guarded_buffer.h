@@ -36,7 +36,8 @@ inline void report_stray_address(int, siginfo_t* info, void*) {
       const bool behind = address >= r.data + r.bytes;
       const long long distance = behind ? address - (r.data + r.bytes) : r.data - address;
       std::fprintf(stderr, "DETECTED in %s, block %u, thread %d: access %lld bytes %s '%s' (%zu bytes)\n", block.kernel,
-                   blockIdx.x, block.current, distance, behind ? "after the end of" : "before the start of", r.name, r.bytes);
+                   blockIdx.x, block.current, distance, behind ? "after the end of" : "before the start of", r.name,
+                   r.bytes);
       _exit(4);
     }
   }
@@ -65,7 +66,8 @@ template <typename T>
 class GuardedBuffer {
  public:
   // `offset`: elements by which the start is moved from the boundary, for Guard::kBefore (a misaligned start).
-  GuardedBuffer(const char* name, std::size_t count, Guard guard = Guard::kBehind, std::size_t offset = 0) : count_(count) {
+  GuardedBuffer(const char* name, std::size_t count, Guard guard = Guard::kBehind, std::size_t offset = 0)
+      : count_(count) {
     const std::size_t page = static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
     const std::size_t bytes = count * sizeof(T);
     const std::size_t body = (bytes + offset * sizeof(T) + page - 1) / page * page + page;

@@ -62,7 +62,8 @@ inline const char* name_of(Fill fill) {
   return names[static_cast<int>(fill)];
 }
 
-inline double logit_of(Fill fill, std::int64_t row, std::int64_t column, std::int64_t columns, std::mt19937_64& random) {
+inline double logit_of(Fill fill, std::int64_t row, std::int64_t column, std::int64_t columns,
+                       std::mt19937_64& random) {
   std::normal_distribution<double> normal(0.0, 3.0);
   const std::int64_t special = (row * 7919 + columns / 2) % columns;
   switch (fill) {
@@ -217,7 +218,8 @@ struct Check {
 inline std::string describe(const char* dtype, const Shape& s, const Options& o, Fill fill) {
   char text[256];
   std::snprintf(text, sizeof text, "%s %lldx%lld stride +%lld offset %zu %s%s scale %g softcap %g %s", dtype,
-                static_cast<long long>(s.rows), static_cast<long long>(s.cols), static_cast<long long>(s.padding), s.offset,
+                static_cast<long long>(s.rows), static_cast<long long>(s.cols), static_cast<long long>(s.padding),
+                s.offset,
                 name_of(fill), o.bias ? " bias" : "", o.scale, o.softcap,
                 o.row_temperatures ? "row temperatures" : ("T " + std::to_string(o.temperature)).c_str());
   return text;

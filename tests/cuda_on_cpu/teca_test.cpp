@@ -99,11 +99,13 @@ void run_case(const std::vector<std::int64_t>& lengths, bool packed, Mask mask, 
     for (std::int64_t t = lengths[i] - 1; t >= 0; --t) {
       const std::size_t at = static_cast<std::size_t>(begins[i] + t);
       if (!keep[at]) {
-        check.close("grad_entropy of a masked token", static_cast<std::int64_t>(i), t, static_cast<double>(grad_entropy[at]),
-                    0.0, 0.0);
+        check.close("grad_entropy of a masked token", static_cast<std::int64_t>(i), t,
+                    static_cast<double>(grad_entropy[at]), 0.0, 0.0);
         continue;
       }
-      if (gradient_of_teca) later += static_cast<Wide>(grad_teca[at]) / n, size += std::fabs(static_cast<Wide>(grad_teca[at])) / n;
+      const Wide share = gradient_of_teca ? static_cast<Wide>(grad_teca[at]) / n : 0;
+      later += share;
+      size += std::fabs(share);
       --n;
       check.close("grad_entropy", static_cast<std::int64_t>(i), t, static_cast<double>(grad_entropy[at]),
                   static_cast<double>(later), relative, 1e-13 * static_cast<double>(size));
