@@ -50,7 +50,10 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         action="append",
         default=[],
         metavar="BENCHMARK=PATH",
-        help="local json, jsonl or parquet file, or directory, of a benchmark; may be given several times",
+        help="json, jsonl or parquet file, or a directory with a test split, of one benchmark; may come several times",
+    )
+    what.add_argument(
+        "--data_dir", help="directory that holds known benchmarks as BENCHMARK/test.jsonl, instead of the hub"
     )
     what.add_argument("--limit", type=int, help="only the first LIMIT problems of each benchmark")
     what.add_argument("--samples", type=int, default=1, help="responses per problem (default: 1)")

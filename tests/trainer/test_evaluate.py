@@ -17,11 +17,13 @@ from transformers import Qwen3ForCausalLM
 
 from trainer import evaluate
 from trainer.evaluation.answers import token_texts
+from trainer.evaluation.problems import load_problems
 from trainer.evaluation.prompts import METHODS, encode_prompt, methods, render
 from trainer.evaluation.records import check_record, read_records
 from trainer.evaluation.settings import fingerprint, read_settings
 from trainer.tiny.model import build_model
-from trainer.tiny.tokenizer import byte_tokenizer
+from trainer.tiny.problems import draw_problems
+from trainer.tiny.tokenizer import byte_tokenizer, word_tokenizer
 
 REPOSITORY = Path(__file__).parents[2]
 BENCHMARKS = ("gsm8k", "math500", "aime24", "aime25")
@@ -107,7 +109,7 @@ def test_four_benchmarks_by_four_methods_give_every_record_once(byte_model, file
         assert all(0 <= entropy <= 5.6 for entropy in record["token_entropies"])  # log 262
         mean = sum(record["token_entropies"]) / record["response_length"]
         assert record["teca"][-1] == pytest.approx(mean, rel=1e-5)
-    assert {truth.replace(",", "") for truth in truths["gsm8k"]} == {"7", "2400"}
+    assert set(truths["gsm8k"]) == {"7", "2,400"}
     settings = read_settings(tmp_path)
     assert (settings["temperature"], settings["top_p"], settings["samples"]) == (0.8, 0.95, 2)
     assert settings["provenance"]["versions"]["torch"] == importlib.metadata.version("torch")
@@ -117,9 +119,9 @@ def test_four_benchmarks_by_four_methods_give_every_record_once(byte_model, file
 
 
 def test_killed_runs_are_completed_to_the_bytes_of_an_uninterrupted_one(byte_model, files, tmp_path):
-    """kill -9 at moments of no choosing: nothing lost, nothing doubled, nothing different."""
+    """kill -9 between two batches or within one: nothing lost, nothing doubled, nothing different."""
     data = {name: files[name] for name in ("gsm8k", "aime25")}
-    options = ("--methods", "thinking,cod", "--samples", 6, "--max_new_tokens", 60, "--batch_size", 4)
+    options = ("--methods", "thinking,cod", "--samples", 6, "--max_new_tokens", 100, "--batch_size", 4)
     whole = tmp_path / "whole"
     assert evaluate.main(arguments(byte_model, whole, data, *options)) == 0
     assert len(keys(whole)) == 48
@@ -127,16 +129,12 @@ def test_killed_runs_are_completed_to_the_bytes_of_an_uninterrupted_one(byte_mod
     cut = tmp_path / "cut"
     command = [sys.executable, "-m", "trainer.evaluate", *arguments(byte_model, cut, data, *options)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    kills = 0
-    for size in (1, 30000):  # killed once so many bytes of records are there
-        with subprocess.Popen(command, cwd=REPOSITORY, env=environment, stderr=subprocess.DEVNULL) as process:
-            while process.poll() is None and sum(map(len, contents(cut).values())) < size:
-                time.sleep(0.002)
-            if process.poll() is None:
-                process.send_signal(signal.SIGKILL)
-                kills += 1
-        assert process.returncode in (0, -signal.SIGKILL)
-    assert kills >= 1
+    with subprocess.Popen(command, cwd=REPOSITORY, env=environment, stderr=subprocess.DEVNULL) as process:
+        while process.poll() is None and not any(path.stat().st_size for path in cut.glob("records-*")):
+            time.sleep(0.01)
+        process.kill()
+    assert process.returncode == -signal.SIGKILL, "the run ended before it was killed"
+    assert 0 < len(keys(cut)) < 48
     assert evaluate.main(arguments(byte_model, cut, data, *options)) == 0
     assert contents(cut) == contents(whole)
 
@@ -244,6 +242,43 @@ def test_an_unknown_benchmark_and_a_missing_file_are_named(byte_model, tmp_path,
     assert "absent.jsonl" in capsys.readouterr().err
 
 
+def test_embedded_problems_are_held_out_and_the_same_every_time(tmp_path):
+    model = tmp_path / "model"
+    tokenizer = word_tokenizer()
+    tokenizer.save_pretrained(model)
+    build_model(tokenizer, seed=0).save_pretrained(model)
+    options = ["--model", str(model), "--benchmarks", "tiny", "--limit", "5", "--system_prompt", "", *map(str, SHORT)]
+    for name in ("a", "b"):
+        assert evaluate.main([*options, "--output", str(tmp_path / name)]) == 0
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+    problems = draw_problems(5, seed=0, held_out=True)
+    records = list(read_records(tmp_path / "a"))
+    assert [record["question"] for record in records] == [problem.question for problem in problems]
+    assert [record["ground_truth"] for record in records] == [str(problem.answer) for problem in problems]
+    assert "system" not in records[0]["prompt"]
+
+
+def test_ids_are_the_data_s_own_or_row_numbers_wherever_the_file_lies(files, tmp_path):
+    assert [problem.id for problem in load_problems("math500", files["math500"])] == [
+        "test/algebra/1.json",
+        "test/algebra/2.json",
+    ]
+    assert [problem.id for problem in load_problems("gsm8k", files["gsm8k"])] == ["0", "1"]
+    directory = tmp_path / "gsm8k"
+    directory.mkdir()
+    (directory / "test.jsonl").write_bytes(Path(files["gsm8k"]).read_bytes())
+    by_path = load_problems("gsm8k", str(directory))
+    assert by_path == load_problems("gsm8k", data_dir=str(tmp_path)) == load_problems("gsm8k", files["gsm8k"])
+    assert [problem.ground_truth for problem in by_path] == ["7", "2,400"]
+
+
+def test_doubled_ids_are_refused(tmp_path):
+    path = tmp_path / "data.jsonl"
+    path.write_text('{"id": 1, "question": "a", "answer": "1"}\n{"id": 1, "question": "b", "answer": "2"}\n')
+    with pytest.raises(ValueError, match="1 ids come more than once"):
+        load_problems("mine", str(path))
+
+
 def test_nan_logits_end_the_run_and_leave_no_record(byte_model, files, tmp_path, capsys):
     model = Qwen3ForCausalLM.from_pretrained(byte_model)
     with torch.no_grad():
@@ -277,9 +312,16 @@ def test_an_adapter_changes_the_responses_and_is_part_of_the_settings(byte_model
     reason="the real benchmark files are not beside this checkout",
 )
 def test_real_benchmark_text_end_to_end(byte_model, tmp_path):
-    data = {name: REPOSITORY.parent / "shared" / "data" / name / "test.jsonl" for name in BENCHMARKS}
-    options = ("--methods", "no_thinking,ccot", "--limit", 7, *SHORT)
-    assert evaluate.main(arguments(byte_model, tmp_path, data, *options)) == 0
+    options = ["--model", str(byte_model), "--output", str(tmp_path), "--benchmarks", ",".join(BENCHMARKS)]
+    options += [
+        "--data_dir",
+        str(REPOSITORY.parent / "shared" / "data"),
+        "--methods",
+        "no_thinking,ccot",
+        "--limit",
+        "7",
+    ]
+    assert evaluate.main([*options, *map(str, SHORT)]) == 0
     found = keys(tmp_path)
     assert len(found) == len(set(found)) == 4 * 2 * 7
 

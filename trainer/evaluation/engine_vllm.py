@@ -146,7 +146,16 @@ class VllmEngine:
         if adapter is not None:
             lora = {"enable_lora": True, "max_lora_rank": _served_rank(Path(adapter))}
             self.lora_request = LoRARequest("adapter", 1, str(Path(adapter).resolve()))
-        on_gpu = {"gpu_memory_utilization": gpu_memory_utilization} if current_platform.is_cuda_alike() else {}
+        if current_platform.is_cpu():
+            # A seeded request whose prompt is read in parts ends vLLM 0.32 on a CPU: it turns the request's generator
+            # back after each part, which CPU generators cannot do ("CPU Generator does not use offset").
+            machine = {
+                "enforce_eager": True,
+                "enable_chunked_prefill": False,
+                "max_num_batched_tokens": max(max_model_len, 2048),
+            }
+        else:
+            machine = {"gpu_memory_utilization": gpu_memory_utilization}
         self.llm = LLM(
             model=model,
             revision=revision,
@@ -154,13 +163,12 @@ class VllmEngine:
             seed=seed,
             max_model_len=max_model_len,
             max_num_seqs=batch_size,
-            enforce_eager=current_platform.is_cpu(),
             async_scheduling=False,
             generation_config="vllm",  # the model's own sampling defaults would be mixed into ours
             logits_processors=[EntropyRecorder],
             disable_log_stats=True,
             **lora,
-            **on_gpu,
+            **machine,
         )
 
     def generate(self, requests: list[Request], on_step: Callable[[int], None] | None = None) -> list[Response]:

@@ -1,12 +1,22 @@
-"""Benchmark name or local file in, problems out."""
+"""Benchmark name in, problems out: the known data sets (trainer.datasets), local files, the embedded word problems.
+
+gsm8k, math500, aime24, aime25   the test split, from the hub, a directory or a file
+tiny                             held-out problems of trainer/tiny, made on the spot
+any other name                   a local file or directory with a question and an answer column
+"""
 
 from __future__ import annotations
 
-import json
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-BENCHMARKS = ("gsm8k", "math500", "aime24", "aime25")
+KNOWN = ("gsm8k", "math500", "aime24", "aime25")
+EMBEDDED = "tiny"
+BENCHMARKS = (*KNOWN, EMBEDDED)
+_SPLIT = "test"
+_EMBEDDED_PROBLEMS = 256
+_EMBEDDED_SEED = 0
 
 
 @dataclass(frozen=True)
@@ -18,14 +28,53 @@ class Problem:
     ground_truth: str
 
 
-def load_problems(benchmark: str, path: str | None, limit: int | None) -> list[Problem]:
-    """The first `limit` problems of a benchmark."""
-    if path is None:
-        raise ValueError(f"unknown benchmark {benchmark!r}: expected {', '.join(BENCHMARKS)} with --data")
-    problems = []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").split("\n")[:-1]):
-        row = json.loads(line)
-        identity = str(row.get("unique_id", row.get("id", number)))
-        question = row.get("question") or row["problem"]
-        problems.append(Problem(identity, question, str(row["answer"]).split("####")[-1].strip()))
-    return problems[:limit]
+def load_problems(
+    benchmark: str, path: str | None = None, data_dir: str | None = None, limit: int | None = None
+) -> list[Problem]:
+    """The first `limit` problems of a benchmark.
+
+    Args:
+        benchmark: one of BENCHMARKS, or any name if `path` says where it is.
+        path: a json, jsonl or parquet file, or a directory with a test split.
+        data_dir: where the known benchmarks lie as <data_dir>/<benchmark>/test.jsonl.
+        limit: None for all.
+
+    Raises:
+        ValueError: an unknown name, missing data (trainer.datasets.DataError is one), or an id that comes twice.
+    """
+    if path is None and benchmark not in BENCHMARKS:
+        raise ValueError(
+            f"unknown benchmark {benchmark!r}: expected some of {', '.join(BENCHMARKS)}, or any name with "
+            f"--data {benchmark}=PATH"
+        )
+    if path is None and benchmark == EMBEDDED:
+        return _embedded(limit)
+
+    from trainer.datasets import load_problems as load  # slow to import, and the embedded problems do without
+
+    if path is not None:
+        source, split = path, _SPLIT if Path(path).is_dir() else None
+        data_dir = None
+    else:
+        source, split = benchmark, _SPLIT
+    rows = load(source, data_dir=data_dir, split=split, instruction=None, max_samples=limit)
+    # A record without an id of its own is named after its file, split and row: here the row alone, whatever the file is.
+    file_name = f"{Path(source).stem}-"
+    ids = [
+        str(number) if row["id"].startswith(file_name) and row["id"].endswith(f"-{number}") else row["id"]
+        for number, row in enumerate(rows)
+    ]
+    doubled = [identity for identity, count in Counter(ids).items() if count > 1]
+    if doubled:
+        raise ValueError(
+            f"{benchmark}: {len(doubled)} ids come more than once in the data, the first is {doubled[0]!r}"
+        )
+    return [Problem(identity, row["question"], row["ground_truth"]) for identity, row in zip(ids, rows, strict=True)]
+
+
+def _embedded(limit: int | None) -> list[Problem]:
+    from trainer.tiny.problems import draw_problems
+
+    count = _EMBEDDED_PROBLEMS if limit is None else limit
+    drawn = draw_problems(count, seed=_EMBEDDED_SEED, held_out=True)
+    return [Problem(str(number), problem.question, str(problem.answer)) for number, problem in enumerate(drawn)]

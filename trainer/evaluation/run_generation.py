@@ -85,7 +85,7 @@ def generate(arguments: argparse.Namespace) -> None:
     loading.check_source(arguments.model, arguments.adapter)
     paths = data_paths(arguments.data)
     benchmarks = {
-        name: load_problems(name, paths.pop(name, None), arguments.limit)
+        name: load_problems(name, paths.pop(name, None), arguments.data_dir, arguments.limit)
         for name in names(arguments.benchmarks, "--benchmarks")
     }
     if paths:
