@@ -183,10 +183,11 @@ __device__ __forceinline__ void merge_splits(const FoldTile& p, const double* pa
 }  // namespace device
 }  // namespace cer
 
-#define CER_FOLD_TILE_KERNEL(name, T, kPlain)                                                             \
-  extern "C" __global__ void __launch_bounds__(512, 2)                                                    \
-      name(const __grid_constant__ cer::FoldTile p, double* partial, std::int64_t splits) {               \
-    cer::device::fold_tile<T, kPlain>(p, partial, splits);                                                \
+// Two blocks of 512 threads on a multiprocessor leave 64 registers a thread; doubles need a few more and get them.
+#define CER_FOLD_TILE_KERNEL(name, T, kPlain)                                                       \
+  extern "C" __global__ void __launch_bounds__(512, sizeof(T) == 8 ? 1 : 2)                         \
+      name(const __grid_constant__ cer::FoldTile p, double* partial, std::int64_t splits) {         \
+    cer::device::fold_tile<T, kPlain>(p, partial, splits);                                          \
   }
 CER_FOLD_TILE_KERNEL(cer_fold_tile_float32_plain, float, true)
 CER_FOLD_TILE_KERNEL(cer_fold_tile_float32_general, float, false)
