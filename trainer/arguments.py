@@ -2,8 +2,8 @@
 
 In: the command line.  Out: RunArguments, trl.GRPOConfig, trl.ModelConfig, checked as far as that goes without a model.
 
-Every flag of trl.GRPOConfig and trl.ModelConfig is accepted under TRL's own name, on the command line and in recipes; the
-command line wins. Importing this file imports neither torch nor TRL, so `--help` is quick.
+Every flag of trl.GRPOConfig and trl.ModelConfig is accepted under TRL's own name, on the command line and in recipes;
+the command line wins. Importing this file imports neither torch nor TRL, so `--help` is quick.
 """
 
 import argparse
@@ -22,58 +22,94 @@ TINY_BYTES = "tiny-bytes"  # model: the embedded size with random weights and a 
 TINY_DESIGNS = ("explore", "slips", "recap")
 
 
-def option(default, text: str):
-    """A dataclass field whose help argparse shows."""
-    if isinstance(default, (list, tuple)):
-        return field(default_factory=lambda: list(default), metadata={"help": text})
-    return field(default=default, metadata={"help": text})
+def about(text: str) -> dict[str, str]:
+    """A dataclass field's metadata; argparse shows the help."""
+    return {"help": text}
 
 
 @dataclass
 class RunArguments:
     """Options of ours; trainer/recipes/*.yaml may set any of them."""
 
-    dataset: str = option(
-        TINY,
-        "Training data: tiny (the embedded word problems), gsm8k, math500, aime24, aime25, a json, jsonl or parquet file, "
-        "or a hub id.",
+    dataset: str = field(
+        default=TINY,
+        metadata=about(
+            "Training data: tiny (the embedded word problems), gsm8k, math500, aime24, aime25, a json, jsonl or "
+            "parquet file, or a hub id."
+        ),
     )
-    dataset_split: str = option("train", "Split of the training data.")
-    question_column: str | None = option(None, "Column with the question, where it is not found by itself.")
-    answer_column: str | None = option(None, "Column with the reference answer, where it is not found by itself.")
-    max_samples: int | None = option(None, "Use only the first so many problems.")
-    max_prompt_length: int | None = option(None, "Leave out problems whose prompt has more tokens than this.")
-    enable_thinking: bool | None = option(None, "Thinking mode of the chat template (Qwen3): true, false, or its default.")
-    reward: list[str] = option(
-        ["cer"],
-        "Reward, one or several of: cer (1 + weight * exp(-TECA) if right, else 0), total_entropy (the same with the "
-        "completion's total entropy, which padding cannot dilute), accuracy, length_penalty (accuracy, less for longer "
-        "answers), random. Several are summed with --reward_weights.",
+    data_dir: str | None = field(
+        default=None,
+        metadata=about(
+            "Directory that holds gsm8k, math500, ... as <name>/<split>.jsonl; without it they come from the hub."
+        ),
     )
-    cer_weight: float = option(0.5, "Weight of the entropy term in cer and total_entropy.")
-    completions_per_update: int | None = option(
-        None,
-        "Completions per optimizer step over all processes; sets --gradient_accumulation_steps for the number of processes "
-        "there are.",
+    dataset_split: str | None = field(
+        default=None,
+        metadata=about(
+            "Split of the training data, or a slice of one such as train[:100] (default: the usual one; gsm8k: train)."
+        ),
     )
-    samples_per_log: int = option(4, "Completions written to samples.jsonl at every logging step.")
-    controls: list[str] = option(
-        [], "Embedded experiment: rewards to train with as well, from the same start, for the table (or: none)."
+    dataset_config: str | None = field(default=None, metadata=about("Configuration of a data set of the hub."))
+    question_column: str | None = field(
+        default=None, metadata=about("Column with the question, where it is not found by itself.")
     )
-    tiny_design: str = option(
-        "explore",
-        "Embedded experiment: explore (useless exploration), slips (exploration that catches slips), recap (optional "
-        "repetition that lowers TECA: the counter-example to a mean).",
+    answer_column: str | None = field(
+        default=None, metadata=about("Column with the reference answer, where it is not found by itself.")
     )
-    warm_start_steps: int = option(600, "Embedded experiment: supervised steps before GRPO.")
-    held_out_problems: int = option(256, "Embedded experiment: problems in the table, none of whose sums were trained on.")
-    cache_dir: str | None = option(
-        None, "Where warm-started models are kept (default: $XDG_CACHE_HOME/cer_ext or ~/.cache/cer_ext)."
+    max_samples: int | None = field(default=None, metadata=about("Use only the first so many problems."))
+    max_prompt_length: int | None = field(
+        default=None, metadata=about("Leave out problems whose prompt has more tokens than this.")
     )
-    sampler: str = option(
-        "auto",
-        "Sampling without vLLM: embedded (a key/value cache that drops finished rows; plain temperature sampling), trl "
-        "(transformers' generate), auto (embedded for the embedded models, else trl).",
+    enable_thinking: bool | None = field(
+        default=None, metadata=about("Thinking mode of the chat template (Qwen3): true, false, or its default.")
+    )
+    reward: list[str] = field(
+        default_factory=lambda: ["cer"],
+        metadata=about(
+            "Reward, one or several of: cer (1 + weight * exp(-TECA) if right, else 0), total_entropy (the same with "
+            "the completion's total entropy, which padding cannot dilute), accuracy, length_penalty (accuracy, less "
+            "for longer answers), random. Several are summed with --reward_weights."
+        ),
+    )
+    cer_weight: float = field(default=0.5, metadata=about("Weight of the entropy term in cer and total_entropy."))
+    completions_per_update: int | None = field(
+        default=None,
+        metadata=about(
+            "Completions per optimizer step over all processes; sets --gradient_accumulation_steps for the number of "
+            "processes there are."
+        ),
+    )
+    samples_per_log: int = field(
+        default=4, metadata=about("Completions written to samples.jsonl at every logging step.")
+    )
+    controls: list[str] = field(
+        default_factory=list,
+        metadata=about(
+            "Embedded experiment: rewards to train with as well, from the same start, for the table (or: none)."
+        ),
+    )
+    tiny_design: str = field(
+        default="explore",
+        metadata=about(
+            "Embedded experiment: explore (useless exploration), slips (exploration that catches slips), recap "
+            "(optional repetition that lowers TECA: the counter-example to a mean)."
+        ),
+    )
+    warm_start_steps: int = field(default=600, metadata=about("Embedded experiment: supervised steps before GRPO."))
+    held_out_problems: int = field(
+        default=256, metadata=about("Embedded experiment: problems in the table, none of whose sums were trained on.")
+    )
+    cache_dir: str | None = field(
+        default=None,
+        metadata=about("Where warm-started models are kept (default: $XDG_CACHE_HOME/cer_ext or ~/.cache/cer_ext)."),
+    )
+    sampler: str = field(
+        default="auto",
+        metadata=about(
+            "Sampling without vLLM: embedded (a key/value cache that drops finished rows; plain temperature sampling), "
+            "trl (transformers' generate), auto (embedded for the embedded models, else trl)."
+        ),
     )
 
     def __post_init__(self):
@@ -115,10 +151,11 @@ def help_text() -> str:
         prog="python -m trainer.grpo",
         description="GRPO training with the CER reward. Without any argument: the embedded experiment (recipe tiny), a "
         "0.1M-parameter policy trained from scratch in a few minutes on a laptop.",
-        epilog="Every option of trl.GRPOConfig (--learning_rate, --max_steps, --beta, --use_vllm, ...) and trl.ModelConfig "
-        "(--model_name_or_path, --use_peft, --lora_r, ...) is accepted as well, here and in recipes; --help-trl lists "
-        "them. --resume_from_checkpoint last goes on from the newest complete checkpoint in --output_dir. Control-C saves "
-        "a checkpoint. Several processes: accelerate launch --config_file trainer/recipes/accelerate_fsdp2.yaml -m "
+        epilog="Every option of trl.GRPOConfig (--learning_rate, --max_steps, --beta, --use_vllm, ...) and "
+        "trl.ModelConfig (--model_name_or_path, --use_peft, --lora_r, ...) is accepted as well, here and in recipes; "
+        "--help-trl lists them. --resume_from_checkpoint last goes on from the newest complete checkpoint in "
+        "--output_dir. Control-C saves a checkpoint. Several processes: accelerate launch "
+        "--config_file trainer/recipes/accelerate_fsdp2.yaml -m "
         "trainer.grpo ...",
         add_help=False,
     )
@@ -259,16 +296,18 @@ def check(run: RunArguments, config, model) -> None:
         raise ConfigError(f"temperature is {config.temperature}: expected a number > 0")
     if not config.learning_rate > 0:
         raise ConfigError(f"learning_rate is {config.learning_rate}: expected a number > 0")
-    if run.controls and run.dataset != TINY:
-        raise ConfigError(f"controls are for the embedded experiment (dataset {TINY}), not for {run.dataset}")
     name = model.model_name_or_path
     if run.dataset == TINY and name not in (None, TINY):
         raise ConfigError(f"dataset {TINY} goes with its own model: leave out model_name_or_path={name}")
     if run.dataset != TINY:
         if name is None or name == TINY:
             raise ConfigError(f"dataset {run.dataset} needs model_name_or_path (a directory, a hub id or {TINY_BYTES})")
+        if run.controls:
+            raise ConfigError(f"controls are for the embedded experiment (dataset {TINY}), not for {run.dataset}")
         if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
             raise ConfigError(f"model_name_or_path: no directory {name}")
+        if run.data_dir is not None and not Path(run.data_dir).expanduser().is_dir():
+            raise ConfigError(f"data_dir: no directory {run.data_dir}")
         looks_local = run.dataset.startswith((".", "/", "~")) or run.dataset.endswith((".json", ".jsonl", ".parquet"))
         if looks_local and not Path(run.dataset).expanduser().exists():
             raise ConfigError(f"dataset: no file {run.dataset}")

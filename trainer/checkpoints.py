@@ -8,11 +8,11 @@ In: any TRL GRPO trainer class, through `CheckpointMixin`.  Out: the same traine
 
         step counter and rollout buffer   with steps_per_generation * num_iterations > gradient_accumulation_steps a
                                           checkpoint can fall between two uses of the same rollouts
-        metrics not logged yet            with logging_steps > 1 the next logged value is a mean over steps before and after
+        metrics not logged yet            with logging_steps > 1 the next logged value is a mean over steps on both sides
         the reference policy              where sync_ref_model moves it
 
-  - are resumed with the right order of prompts: stock TRL's sampler draws one permutation per epoch from a generator that
-    starts anew on resuming, so that a run resumed in its second epoch walks the first epoch's order again
+  - are resumed with the right order of prompts: stock TRL's sampler draws one permutation per epoch from a generator
+    that starts anew on resuming, so that a run resumed in its second epoch walks the first epoch's order again
 
 Resuming draws the random states from the checkpoint (transformers does that), so samples are the same too.
 """
@@ -34,7 +34,7 @@ _WEIGHTS = ("model*.safetensors", "adapter_model*.safetensors", "pytorch_model*"
 
 
 def is_complete(checkpoint: Path) -> bool:
-    """Whether a directory holds a checkpoint that can be resumed: a readable trainer state (written last) and weights."""
+    """Whether a directory holds a checkpoint that can be resumed: weights, and a readable state (written last)."""
     try:
         json.loads((checkpoint / "trainer_state.json").read_text())
     except (OSError, ValueError):
@@ -71,9 +71,7 @@ def resolve_resume(wanted: str | bool | None, output_dir: str | Path) -> Path | 
     path = Path(wanted)
     if not is_complete(path):
         known = ", ".join(str(p) for p in complete_checkpoints(path.parent)) or "none"
-        raise ValueError(
-            f"resume_from_checkpoint={path}: not a complete checkpoint (complete ones beside it: {known})"
-        )
+        raise ValueError(f"resume_from_checkpoint={path}: not a complete checkpoint (complete ones beside it: {known})")
     return path
 
 

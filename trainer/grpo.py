@@ -1,8 +1,8 @@
 """python -m trainer.grpo [--config RECIPE] [options]: recipe -> data -> trainer.
 
-Without arguments: the embedded experiment of trainer/tiny, on any machine. `--help` explains every option of ours; every
-option of trl.GRPOConfig and trl.ModelConfig is accepted as well. What is wrong with a command line is said before any
-model is loaded. Exit codes: 0 done, 1 failed, 2 wrong command line, 130 and 143 stopped by Ctrl-C and SIGTERM.
+Without arguments: the embedded experiment of trainer/tiny, on any machine. `--help` explains every option of ours;
+every option of trl.GRPOConfig and trl.ModelConfig is accepted as well. What is wrong with a command line is said before
+any model is loaded. Exit codes: 0 done, 1 failed, 2 wrong command line, 130 and 143 stopped by Ctrl-C and SIGTERM.
 """
 
 import sys
@@ -44,6 +44,32 @@ def _quiet(config) -> None:
         transformers.utils.logging.set_verbosity_error()
 
 
+def _problems(run: arguments.RunArguments, config, tokenizer):
+    """The training problems, without those whose prompt is too long. Raises ConfigError."""
+    from trainer.datasets import DataError, filter_by_length, load_problems
+
+    if run.enable_thinking is not None:
+        config.chat_template_kwargs = {**(config.chat_template_kwargs or {}), "enable_thinking": run.enable_thinking}
+    try:
+        problems = load_problems(
+            run.dataset,
+            data_dir=run.data_dir,
+            split=run.dataset_split,
+            config=run.dataset_config,
+            question_column=run.question_column,
+            answer_column=run.answer_column,
+            max_samples=run.max_samples,
+        )
+        if run.max_prompt_length is not None:
+            problems, report = filter_by_length(
+                problems, tokenizer, run.max_prompt_length, chat_template_kwargs=config.chat_template_kwargs
+            )
+            print(report)
+    except DataError as error:
+        raise arguments.ConfigError(f"dataset: {error}") from error
+    return problems
+
+
 def train(run: arguments.RunArguments, config, model_config, command: str) -> int:
     """Trains one policy on one data set. Returns the exit code."""
     from trl import get_peft_config, get_quantization_config
@@ -51,7 +77,6 @@ def train(run: arguments.RunArguments, config, model_config, command: str) -> in
     from trainer.checkpoints import resolve_resume
     from trainer.grpo_run import build, carry_out
     from trainer.policy import load_policy, load_policy_tokenizer
-    from trainer.prompts import load_prompts
     from trainer.rewards import reward_function
     from trainer.tiny.sampler import rollout
 
@@ -60,7 +85,7 @@ def train(run: arguments.RunArguments, config, model_config, command: str) -> in
     except ValueError as error:
         raise arguments.ConfigError(str(error)) from error
     tokenizer = load_policy_tokenizer(model_config, config)
-    dataset = load_prompts(run, tokenizer, config)
+    dataset = _problems(run, config, tokenizer)
     embedded = run.sampler == "embedded" or (
         run.sampler == "auto" and model_config.model_name_or_path == arguments.TINY_BYTES
     )

@@ -8,6 +8,7 @@ In: settings, model, tokenizer, data, reward functions.  Out: an exit code, and 
     MeasuredMixin     timings, samples
 """
 
+import warnings
 from pathlib import Path
 
 from trainer import survival
@@ -28,7 +29,9 @@ def build(run: RunArguments, config, *, model, reward_funcs: list, train_dataset
         description: stands before the progress bar.
         trl: goes to the trainer as it is (processing_class, peft_config, rollout_func, ...).
     """
-    trainer = GRPORun(model=model, reward_funcs=reward_funcs, args=config, train_dataset=train_dataset, **trl)
+    with warnings.catch_warnings():  # rollout_func is TRL's own hook; that it may change is said in our contract test
+        warnings.filterwarnings("ignore", message="You are using 'rollout_func'")
+        trainer = GRPORun(model=model, reward_funcs=reward_funcs, args=config, train_dataset=train_dataset, **trl)
     report_here(trainer, description=description, samples_per_log=run.samples_per_log)
     return trainer
 

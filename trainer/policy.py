@@ -2,8 +2,8 @@
 
 In: TRL's ModelConfig.  Out: a tokenizer, and a model or what TRL makes one of (a directory or hub id).
 
-`tiny-bytes` is the embedded size with random weights and one token per byte. It is written to the output directory first:
-TRL reloads the reference policy from where the model says it came from.
+`tiny-bytes` is the embedded size with random weights and one token per byte. It is written to the output directory
+first: TRL reloads the reference policy from where the model says it came from.
 """
 
 from pathlib import Path

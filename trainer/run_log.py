@@ -2,15 +2,15 @@
 
 Measured here and added to what TRL logs, so that every tracker (TensorBoard, wandb, trackio) gets it:
 
-    time/generate, time/score, time/train   seconds per optimizer step: sampling; everything else until the advantages are
-                                            known (TECA, reference, rewards); forward, backward and update
+    time/generate, time/score, time/train   seconds per optimizer step: sampling; everything else until the advantages
+                                            are known (TECA, reference, rewards); forward, backward and update
     tokens_per_second                       prompt and completion tokens that went through the step, over its wall time
     peak_memory_gib                         of the device since the last log; of the process on a machine without a GPU
     padding_alarm                           1 while TECA falls and length rises (trainer/padding_alarm.py)
 
 Files in the output directory: `log.jsonl`, one object per logging step, and `samples.jsonl`, some completions per
-logging step with their rewards and TECA. Both are only ever appended to, a line at a time; a resumed run writes an event
-with the step it goes on from, and `read_log` drops what an interrupted run had logged beyond it.
+logging step with their rewards and TECA. Both are only ever appended to, a line at a time; a resumed run writes an
+event with the step it goes on from, and `read_log` drops what an interrupted run had logged beyond it.
 """
 
 import json

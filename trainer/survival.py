@@ -1,16 +1,17 @@
 """What a run does when it is stopped or something fails.
 
-    Ctrl-C, SIGTERM        the step under way is finished, a checkpoint saved, the command to go on with printed (a second
-                           signal stops at once)
+    Ctrl-C, SIGTERM        the step under way is finished, a checkpoint saved, the command to go on with printed (a
+                           second signal stops at once)
     loss or gradient NaN   raised before the optimizer touches the weights
     dead reward function   one that raises, gives inf, or all of whose batch is None or NaN
     out of memory          the options that lower it are named
     disk full              the half-written checkpoint is removed, the last complete one stays
 
 In a failure the state after the last complete step is still in memory. In a single process it is saved as a checkpoint
-(where the disk allows), so that a run goes on from the very step that failed; with several processes, where one may have
-failed alone, the last checkpoint on disk is named instead. `train` returns the process's exit code: 0, 130 or 143 for a
-signal, 1 for a failure. Unknown errors are not explained away: they pass through, after the last checkpoint is named.
+(where the disk allows), so that a run goes on from the very step that failed; with several processes, where one may
+have failed alone, the last checkpoint on disk is named instead. `train` returns the process's exit code: 0, 130 or 143
+for a signal, 1 for a failure. Unknown errors are not explained away: they pass through, after the last checkpoint is
+named.
 """
 
 import errno
@@ -190,7 +191,15 @@ class SurvivalMixin:
 
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_FULL_TEXTS = ("no space left", "os error 28", "os error 27", "file too large", "quota", "streamwriter failed", "unexpected pos")
+_FULL_TEXTS = (
+    "no space left",
+    "os error 28",
+    "os error 27",
+    "file too large",
+    "quota",
+    "streamwriter failed",
+    "unexpected pos",
+)
 _MEMORY_TEXTS = ("can't allocate memory", "out of memory", "cublas_status_alloc_failed")
 
 

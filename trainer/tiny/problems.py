@@ -1,6 +1,6 @@
 """Two-step word problems, and worked answers that explore more than they must.
 
-In: a seed.  Out: problems (question, answer, the three numbers behind it) and, for the warm start, responses to imitate.
+In: a seed.  Out: problems (question, answer, the numbers behind it) and, for the warm start, responses to imitate.
 
     tom has 7 apples . he buys 3 more . then he loses 2 . how many apples does tom have now ?
     <think> tom starts with 7 apples . 7 + 3 = 10 . 10 - 2 = 8 . that gives 8 .
@@ -11,12 +11,12 @@ The opener of an exploration is drawn from 8*6*6*5*6 = 8640 phrases (9.06 nats o
 from four: there is entropy to save, and nothing to lose by saving it. Three designs of the warm-start responses:
 
     explore   K ~ U{0..4} explorations after the first calculation, all right: exploring is useless
-    slips     each calculation goes wrong with probability 0.2; the response goes on until two results agree (at most six
-              calculations), and then makes U{0..2} more: some exploring is useful, cutting all of it costs accuracy
-    recap     like explore, and after the result is known R >= 0 recaps, P(one more) = 2/3: each recap is a copy of what has
-              been said, so its tokens are certain. The counter-example to a mean entropy: recaps dilute it.
+    slips     each calculation goes wrong with probability 0.2; the response goes on until two results agree (at most
+              six calculations), and then makes U{0..2} more: some exploring is useful, cutting all of it costs accuracy
+    recap     like explore, and after the result is known R >= 0 recaps, P(one more) = 2/3: each recap is a copy of what
+              has been said, so its tokens are certain. The counter-example to a mean entropy: recaps dilute it.
 
-Held out: one eighth of the number triples (a, change b, change c), chosen by hash, so no held-out sum was ever trained on.
+Held out: one eighth of the number triples (a, change b, change c), chosen by hash: no held-out sum is ever trained on.
 """
 
 import hashlib
@@ -45,10 +45,11 @@ MOST_RECAPS = 8
 HELD_OUT_SHARE = 8  # one in so many number triples
 
 # Every word that a question or a response can hold besides the numbers and the tuples above.
-FIXED_WORDS = tuple(
+_FIXED_WORDS = (
     "<think> </think> \\boxed{ } . : ? + - = up down by has more then he she how many does have now starts with that "
-    "gives this net swap the answer is to recap so".split()
+    "gives this net swap the answer is to recap so"
 )
+FIXED_WORDS = tuple(_FIXED_WORDS.split())
 
 
 @dataclass(frozen=True)

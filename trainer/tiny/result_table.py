@@ -43,7 +43,8 @@ def wilson(successes: int, n: int) -> tuple[float, float]:
         raise ValueError(f"expected 0 <= successes <= n and n >= 1, got {successes} of {n}")
     centre = successes + Z * Z / 2
     spread = Z * math.sqrt(successes * (n - successes) / n + Z * Z / 4)
-    return max(0.0, (centre - spread) / (n + Z * Z)), min(1.0, (centre + spread) / (n + Z * Z))
+    low, high = (centre - spread) / (n + Z * Z), (centre + spread) / (n + Z * Z)
+    return 0.0 if successes == 0 else low, 1.0 if successes == n else high  # exact at the ends, where rounding shows
 
 
 def summarise(responses: Responses) -> dict[str, float]:

@@ -2,9 +2,9 @@
 
 In: a causal LM of transformers and prompts as token ids.  Out: sampled completions, each up to and with its end token.
 
-`transformers.generate` keeps computing rows that ended until the longest has; with lengths as spread as here that is most
-of its work. Here the batch shrinks as rows end, and equal prompts (a GRPO group) are read once. Sampling is plain: softmax
-at one temperature, torch's global generator (which checkpoints save).
+`transformers.generate` keeps computing rows that ended until the longest has; with lengths as spread as here that is
+most of its work. Here the batch shrinks as rows end, and equal prompts (a GRPO group) are read once. Sampling is plain:
+softmax at one temperature, torch's global generator (which checkpoints save).
 
 `rollout` is this sampler in the form of TRL's `rollout_func`; everything after the sampling stays TRL's.
 """

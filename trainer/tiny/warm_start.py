@@ -4,12 +4,12 @@ In: settings.  Out: a directory with a model and tokenizer that transformers loa
 
     loss = - mean over response tokens of log p(token),    log p from cer_ext.linear_logprobs_and_entropy
 
-Matrices are trained by Muon, the rest by AdamW: AdamW alone did not reach useful accuracy in the same time. The learning
-rate falls linearly to zero over the last half.
+Matrices are trained by Muon, the rest by AdamW: AdamW alone did not reach useful accuracy in the same time. The
+learning rate falls linearly to zero over the last half.
 
 The cache key is a hash of everything the result depends on: the settings, the source of this package's files that make
-problems, tokenizer and model, and the versions of torch and transformers. A directory appears in the cache by one rename,
-so it is complete or absent.
+problems, tokenizer and model, and the versions of torch and transformers. A directory appears in the cache by one
+rename, so it is complete or absent.
 """
 
 import dataclasses
