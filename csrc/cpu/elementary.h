@@ -37,7 +37,7 @@ struct Exponential<float> {
   FloatV operator()(FloatV difference, FloatV* t) const {
     const FloatV d = at_least(lowest, difference);
     *t = d * slope;
-    if constexpr (accuracy != Accuracy::kFull) return quick_power_of_two<accuracy>(*t);
+    if constexpr (accuracy != Accuracy::kFull) return quick_from_t<accuracy>(*t);
     const FloatV n = nearest(*t);
     FloatV f = multiply_add(d, slope, -n);
     f = multiply_add(d, slope_rest, f);
@@ -53,9 +53,9 @@ struct Exponential<float> {
     return multiply_add(p, f, all(1.00000007165f));
   }
 
-  // 2^t for t in [-127, 0] (AVX-512: to -inf).
+  // e^d = 2^t from t in [-127, 0] (AVX-512: to -inf).
   template <Accuracy accuracy>
-  static FloatV quick_power_of_two(FloatV t) {
+  static FloatV quick_from_t(FloatV t) {
 #if defined(__AVX512F__)
     const FloatV f = _mm512_reduce_ps(t, 9);  // t - floor(t)
     FloatV p;
@@ -110,7 +110,13 @@ struct Exponential<double> {
   template <Accuracy accuracy = Accuracy::kFull>
   DoubleV operator()(DoubleV difference, DoubleV* t) const {
     *t = at_least(lowest, difference) * slope;
-    const ReducedDouble reduced = reduce_and_expand(*t);
+    return quick_from_t<accuracy>(*t);
+  }
+
+  // e^d from t = d.
+  template <Accuracy accuracy>
+  static DoubleV quick_from_t(DoubleV t) {
+    const ReducedDouble reduced = reduce_and_expand(t);
     return times_power_of_two(reduced.p + 1.0, reduced.n);
   }
 };

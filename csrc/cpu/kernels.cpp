@@ -110,7 +110,7 @@ std::int64_t fold_below_once(const T* x, std::int64_t n, double m, double b, dou
         e = exponential.template operator()<kAccuracy<T>>(difference[k], &t);
       } else {
         t = difference[k] * exponential.slope;
-        e = exponential.template quick_power_of_two<kAccuracy<T>>(t);
+        e = exponential.template quick_from_t<kAccuracy<T>>(t);
       }
       sum[k % 2] += e;
       weighted[k % 2] = multiply_add(e, t, weighted[k % 2]);
