@@ -137,8 +137,9 @@ def _score(
     else:
         dtype = hidden.dtype
     head = active_head(head)
-    # ZeRO-3 leaves parameters empty outside this context.
-    with torch.autocast(device_type, enabled=False), maybe_gather_lm_head_ctx(*head.parameters()):
+    # ZeRO-3 leaves the parameters that it has partitioned empty outside this context.
+    partitioned = [parameter for parameter in head.parameters() if hasattr(parameter, "ds_status")]
+    with torch.autocast(device_type, enabled=False), maybe_gather_lm_head_ctx(*partitioned):
         hidden, weight, bias = head_operands(head, hidden.to(dtype))
         return linear_logprobs_and_entropy(
             hidden,
@@ -201,6 +202,11 @@ def _whole(parameter: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     if isinstance(parameter, DTensor):  # FSDP2
         parameter = parameter.full_tensor()
     elif hasattr(parameter, "ds_id") and torch.is_grad_enabled():
+        if parameter.requires_grad:
+            raise NotImplementedError(
+                "DeepSpeed ZeRO-3 takes the head's weight back before its gradient arrives: the fused head serves a "
+                "frozen head under ZeRO-3 (LoRA on the body). To train the head itself, use FSDP2 or ZeRO-2"
+            )
         # The backward multiplies by the weight again, after ZeRO-3 has taken it back: it needs a copy of its own.
         parameter = parameter.clone()
     return parameter.to(dtype)
