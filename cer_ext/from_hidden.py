@@ -39,10 +39,13 @@ from cer_ext.from_logits import (
 
 # ---------------------------------------------------------------------------------------------------------------- tiles
 
-DEFAULT_WORKSPACE_BYTES = {"cpu": 64 * 2**20, "cuda": 512 * 2**20}
+DEFAULT_WORKSPACE_BYTES = {"cpu": 32 * 2**20, "cuda": 512 * 2**20}
 # Rows of a tile where memory allows it: enough that a GEMM of (rows, D) x (D, cols) is limited by arithmetic, few
 # enough that there are still many columns.
 PREFERRED_ROWS = {"cpu": 512, "cuda": 4096}
+# On CPU a tile of 512 x 2048 float32 (4 MiB) is folded while it is still in the cache, and is no new memory to page in;
+# one of 64 MiB made the whole forward half as slow again (D = 256). CUDA tiles are as wide as the workspace allows.
+PREFERRED_COLUMNS = {"cpu": 2048, "cuda": 2**31}
 FEWEST_COLUMNS = 64
 
 
@@ -67,8 +70,10 @@ def plan_tiles(
     bytes_per_logit: int,
     bytes_per_column: int,
     preferred_rows: int,
+    preferred_columns: int,
 ) -> Tiling:
-    """The largest tile with rows * cols * bytes_per_logit + cols * bytes_per_column <= workspace_bytes.
+    """The largest tile with rows * cols * bytes_per_logit + cols * bytes_per_column <= workspace_bytes and no more than
+    preferred_columns; more than preferred_rows only where the vocabulary is narrower than that.
 
     Columns first give way (down to FEWEST_COLUMNS), then rows. Tiles are evened out, so that none is a narrow rest.
     Raises ValueError where not even one row of FEWEST_COLUMNS columns fits.
@@ -83,11 +88,13 @@ def plan_tiles(
     if cols < fewest:
         cols = fewest
         tile_rows = (workspace_bytes // cols - bytes_per_column) // bytes_per_logit
-    cols = min(cols, vocabulary)
+    cols = min(cols, vocabulary, max(preferred_columns, fewest))
     if cols < vocabulary:
         even = -(-vocabulary // -(-vocabulary // cols))  # as many tiles, of one width
         cols = min(cols, -(-even // FEWEST_COLUMNS) * FEWEST_COLUMNS)
-    tile_rows = min(rows, (workspace_bytes // cols - bytes_per_column) // bytes_per_logit)
+    if cols == vocabulary:
+        tile_rows = max(tile_rows, preferred_rows * preferred_columns // vocabulary)
+    tile_rows = min(rows, tile_rows, (workspace_bytes // cols - bytes_per_column) // bytes_per_logit)
     even = -(-rows // -(-rows // tile_rows))
     return Tiling(even, cols)
 
@@ -120,6 +127,7 @@ class _Matrices:
             bytes_per_logit=size + (hidden.dtype.itemsize if separate_dlogits else 0),
             bytes_per_column=width * size * (self.upcasts + separate_grad),
             preferred_rows=PREFERRED_ROWS[device.type],
+            preferred_columns=PREFERRED_COLUMNS[device.type],
         )
         tile_rows, cols = self.tiling
         self._tile = torch.empty(tile_rows * cols, dtype=self.real, device=device)
@@ -452,8 +460,8 @@ def linear_logprobs_and_entropy(
         ignore_index: rows with this target give 0 in every output and no gradient, whatever they hold.
         return_entropy: False gives None for the entropy.
         return_lse: True appends log sum_j exp(z_j).
-        workspace_bytes: memory for tiles, whatever N and V are; None: 64 MiB on CPU, 512 MiB on CUDA. Besides it a call
-            takes O(N D). Results do not depend on it beyond the rounding of the GEMM.
+        workspace_bytes: most memory for tiles, whatever N and V are; None: 32 MiB on CPU, 512 MiB on CUDA. Besides it a
+            call takes O(N D). Results do not depend on it beyond the rounding of the GEMM.
         validate: whether to look at the values of `target` and a tensor `temperature` and raise for bad ones. None: on
             CPU yes, on CUDA no, where it would wait for the device; unvalidated bad rows are NaN.
 

@@ -204,10 +204,11 @@ def test_two_threads_give_the_numbers_of_one():
     bytes_per_logit=st.sampled_from([4, 6, 8]),
     bytes_per_column=st.sampled_from([0, 64, 4096, 32768]),
     preferred_rows=st.sampled_from([1, 512, 4096]),
+    preferred_columns=st.sampled_from([1, 2048, 2**31]),
     workspace_bytes=st.integers(1, 2**30),
 )
 def test_planned_tiles_cover_everything_and_fit(
-    rows, vocabulary, bytes_per_logit, bytes_per_column, preferred_rows, workspace_bytes
+    rows, vocabulary, bytes_per_logit, bytes_per_column, preferred_rows, preferred_columns, workspace_bytes
 ):
     def plan():
         return plan_tiles(
@@ -217,6 +218,7 @@ def test_planned_tiles_cover_everything_and_fit(
             bytes_per_logit=bytes_per_logit,
             bytes_per_column=bytes_per_column,
             preferred_rows=preferred_rows,
+            preferred_columns=preferred_columns,
         )
 
     if workspace_bytes < min(vocabulary, FEWEST_COLUMNS) * (bytes_per_logit + bytes_per_column):
