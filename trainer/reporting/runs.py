@@ -21,6 +21,7 @@ _TITLES = {
     "math500": "MATH500",
     "aime24": "AIME24",
     "aime25": "AIME25",
+    "tiny": "Embedded problems",
     "thinking": "w/ thinking",
     "no_thinking": "w/o thinking",
     "cod": "CoD",

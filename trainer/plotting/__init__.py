@@ -1,0 +1,1 @@
+"""What `python -m trainer.plots` is made of: the numbers behind the figures, the figures, the token page."""

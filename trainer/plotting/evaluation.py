@@ -1,0 +1,173 @@
+"""Figures of evaluations: mean TECA over the response, right against wrong, histograms of length and of TECA.
+
+In: Series. Out: figures. One run: a panel per benchmark, a colour per method. Several runs: a colour per run, a column
+of panels per benchmark and a row per method.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
+
+from trainer.plotting.curves import GRID, Series, mean_curve
+from trainer.plotting.style import COLOURS, RIGHT, WRONG, figure, label, panel_titles
+from trainer.reporting.runs import benchmarks_in_order, title
+
+_PERCENT = 100 * GRID
+
+
+@dataclass
+class _Layout:
+    """Where each series is drawn and how it looks."""
+
+    figure: Figure
+    panels: dict[tuple[str, str], Axes]  # (benchmark, method)
+    looks: dict[tuple[str, str], tuple[str, str]]  # (run, method) -> colour, name in the legend
+
+    @property
+    def axes(self) -> list[Axes]:
+        return list(dict.fromkeys(self.panels.values()))
+
+    def legend(self) -> None:
+        """One legend for all panels: below several, inside a lone one."""
+        found = {}
+        for axis in self.axes:
+            found |= {text: handle for handle, text in zip(*axis.get_legend_handles_labels(), strict=True)}
+        if len(self.axes) > 1 or len(found) > 3:
+            where = "outside lower center"
+            self.figure.legend(found.values(), found.keys(), loc=where, ncols=min(len(found), 5))
+        elif len(found) > 1:
+            self.axes[0].legend(found.values(), found.keys())
+
+
+def _layout(series: list[Series]) -> _Layout:
+    benchmarks = benchmarks_in_order({one.benchmark for one in series})
+    runs = list(dict.fromkeys(one.run for one in series))
+    methods = list(dict.fromkeys(one.method for one in series))
+    if len(runs) == 1:
+        columns = min(len(benchmarks), 2)
+        rows = -(-len(benchmarks) // columns)
+        made = figure(3.25 * columns + 0.5 * (columns == 1), 2.4 * rows + 0.2)
+        axes = [made.add_subplot(rows, columns, i + 1) for i in range(len(benchmarks))]
+        panel_titles(axes, [title(benchmark) for benchmark in benchmarks])
+        panels = {(b, m): axis for b, axis in zip(benchmarks, axes, strict=True) for m in methods}
+        looks = {(runs[0], m): (COLOURS[i % len(COLOURS)], label(title(m))) for i, m in enumerate(methods)}
+        return _Layout(made, panels, looks)
+    present = {(one.benchmark, one.method) for one in series}
+    made = figure(max(2.5 * len(benchmarks), 3.75), 2.1 * len(methods) + 0.4)
+    panels = {}
+    for row, method in enumerate(methods):
+        for column, benchmark in enumerate(benchmarks):
+            if (benchmark, method) in present:
+                axis = made.add_subplot(len(methods), len(benchmarks), row * len(benchmarks) + column + 1)
+                panel_titles([axis], [f"{title(benchmark)}, {title(method)}"])
+                panels[benchmark, method] = axis
+    looks = {(run, m): (COLOURS[i % len(COLOURS)], label(run)) for i, run in enumerate(runs) for m in methods}
+    return _Layout(made, panels, looks)
+
+
+def _curve(
+    axis: Axes, series: Series, which: np.ndarray, colour: str, name: str, seed: int, dashes: object = "-"
+) -> None:
+    mean, low, high = mean_curve(series, which, seed=seed)
+    axis.plot(_PERCENT, mean, color=colour, linestyle=dashes, label=name)
+    axis.fill_between(_PERCENT, low, high, color=colour, alpha=0.18, linewidth=0)
+
+
+def mean_teca(series: list[Series], *, seed: int = 0) -> Figure:
+    """TECA over length-normalised responses: mean, and the 95% interval of the mean as a band."""
+    layout = _layout(series)
+    for one in series:
+        colour, name = layout.looks[one.run, one.method]
+        axis = layout.panels[one.benchmark, one.method]
+        _curve(axis, one, np.full(len(one.length), True), colour, name, seed)
+    for axis in layout.axes:
+        axis.set(xlim=(0, 100), xlabel="position in the response (%)", ylabel="TECA (nats)")
+        axis.set_ylim(bottom=0)
+    layout.legend()
+    return layout.figure
+
+
+def right_against_wrong(series: list[Series], *, seed: int = 0) -> Figure:
+    """As `mean_teca`, right and wrong answers apart; a row of panels per (run, method), a column per benchmark."""
+    benchmarks = benchmarks_in_order({one.benchmark for one in series})
+    lines = list(dict.fromkeys((one.run, one.method) for one in series))
+    several_runs = len({run for run, _ in lines}) > 1
+    made = figure(max(2.6 * len(benchmarks), 3.4), 2.15 * len(lines) + 0.25)
+    grid = made.subplots(len(lines), len(benchmarks), squeeze=False, sharex=True, sharey=True)
+    for one in series:
+        row, column = lines.index((one.run, one.method)), benchmarks.index(one.benchmark)
+        axis = grid[row, column]
+        counts = int(one.correct.sum()), int((~one.correct).sum())
+        _curve(axis, one, one.correct, RIGHT, "right", seed)
+        _curve(axis, one, ~one.correct, WRONG, "wrong", seed, dashes=(0, (5, 2)))
+        axis.text(
+            0.98, 0.96, f"{counts[0]} right, {counts[1]} wrong", transform=axis.transAxes, ha="right", va="top", size=7
+        )
+        name = f"{one.run}, {title(one.method)}" if several_runs else title(one.method)
+        axis.set_title(
+            f"{title(one.benchmark)}: {label(name, 30)}" if len(benchmarks) > 1 else label(name), loc="left", size=8
+        )
+    for row in range(len(lines)):
+        for column in range(len(benchmarks)):
+            axis = grid[row, column]
+            if not axis.lines:
+                axis.set_visible(False)
+            axis.set_xlim(0, 100)
+            if column == 0:
+                axis.set_ylabel("TECA (nats)")
+            if row == len(lines) - 1:
+                axis.set_xlabel("position in the response (%)")
+    grid[0, 0].set_ylim(bottom=0)
+    handles, names = next(axis.get_legend_handles_labels() for axis in grid.flat if axis.lines)
+    made.legend(handles, names, loc="outside upper right", ncols=2, handlelength=2.4)
+    return made
+
+
+def _bins(values: np.ndarray, *, logarithmic: bool, count: int = 30) -> np.ndarray:
+    low, high = float(values.min()), float(values.max())
+    if low == high:
+        return np.array([low - 0.5, low + 0.5])
+    if logarithmic:
+        return np.geomspace(low, high * 1.0001, count + 1)
+    return np.linspace(low, high, count + 1)
+
+
+def histogram(series: list[Series], quantity: str) -> Figure:
+    """Shares of responses by "length" or by last "teca"; a dashed line marks each mean.
+
+    Lengths that span more than a factor of 30 get a logarithmic axis. Bins are the same for all in a panel.
+    """
+    layout = _layout(series)
+    for axis in layout.axes:
+        here = [one for one in series if layout.panels[one.benchmark, one.method] is axis]
+        data = [one.length[one.length > 0] if quantity == "length" else one.teca[~np.isnan(one.teca)] for one in here]
+        pooled = np.concatenate(data)
+        axis.set_xlabel("response length (tokens)" if quantity == "length" else "TECA at the last token (nats)")
+        if pooled.size == 0:
+            axis.text(0.5, 0.5, "no tokens", transform=axis.transAxes, ha="center")
+            continue
+        logarithmic = quantity == "length" and pooled.max() > 30 * pooled.min()
+        edges = _bins(pooled, logarithmic=logarithmic)
+        for one, values in zip(here, data, strict=True):
+            if values.size == 0:
+                continue
+            colour, name = layout.looks[one.run, one.method]
+            shares = np.histogram(values, edges)[0] / values.size
+            axis.stairs(shares, edges, color=colour, linewidth=1.3, label=name)
+            axis.stairs(shares, edges, color=colour, fill=True, alpha=0.15)
+            axis.axvline(values.mean(), color=colour, linestyle=(0, (4, 2)), linewidth=1)
+        if logarithmic:
+            axis.set_xscale("log")
+            axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.xaxis.set_major_formatter(lambda tokens, _: f"{tokens:g}")
+            axis.xaxis.set_minor_formatter(NullFormatter())
+        axis.set_ylim(bottom=0)
+        axis.yaxis.set_major_formatter(lambda share, _: f"{100 * share:.3g}%")
+        axis.set_ylabel("share of responses")
+    layout.legend()
+    return layout.figure
