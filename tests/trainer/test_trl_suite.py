@@ -159,11 +159,9 @@ def test_first_loss_is_the_documented_equation(load_model, tokenizer, config, lo
         "dapo": -(advantages * lengths).sum() / total,
         "cispo": -(advantages * likelihood).sum() / total,
         "sapo": -(2 / temperatures * advantages).mean(),
-        "luspo": -advantages.mean(),  # one value per sequence, (B, 1), masked by a mask of (B, T): see below
+        "luspo": -(advantages * lengths).mean(),
         "vespo": -(advantages * likelihood).sum() / total,
     }
-    if loss_type == "luspo":
-        expected["luspo"] = -(advantages * lengths).mean()
     assert log["loss"] == pytest.approx(expected[loss_type].item(), rel=1e-5, abs=1e-6)
     assert log["entropy"] == pytest.approx(torch.cat(entropies).mean().item(), rel=1e-6)
     assert log["teca"] == pytest.approx(torch.stack([h.mean() for h in entropies]).mean().item(), rel=1e-6)
