@@ -126,6 +126,13 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, OSError, ModuleNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, and torch may not have been imported
+            raise
+        print(
+            f"error: out of memory; the same command with a smaller --batch_size continues ({error})", file=sys.stderr
+        )
+        return 2
     return 0
 
 

@@ -1,6 +1,8 @@
 """The records files: what is written is read again, and a kill at any byte loses whole batches only."""
 
+import errno
 import json
+import os
 
 import pytest
 
@@ -83,6 +85,25 @@ def test_a_doubled_record_in_a_file_is_refused(tmp_path):
     path.write_bytes(path.read_bytes() * 2)
     with pytest.raises(ValueError, match=r"id 'p1', sample 0 twice"):
         RecordWriter(tmp_path, "gsm8k", "thinking")
+
+
+def test_a_full_disk_leaves_whole_records_and_the_next_writer_goes_on(tmp_path, monkeypatch):
+    write(tmp_path, [make_record("p1")])
+    real = os.write
+
+    def half_then_full(descriptor, data):
+        if len(data) < 300:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(descriptor, data[: len(data) // 2])
+
+    with monkeypatch.context() as patch, RecordWriter(tmp_path, "gsm8k", "thinking") as writer:
+        patch.setattr(os, "write", half_then_full)
+        with pytest.raises(OSError, match="No space left"):
+            writer.append([make_record("p2"), make_record("p3")])
+    left = [record["id"] for record in read_records(tmp_path)]
+    assert left in (["p1"], ["p1", "p2"])
+    write(tmp_path, [make_record(name) for name in ("p2", "p3") if name not in left])
+    assert [record["id"] for record in read_records(tmp_path)] == ["p1", "p2", "p3"]
 
 
 def test_two_writers_of_one_file_exclude_each_other(tmp_path):

@@ -188,6 +188,12 @@ def test_a_bad_line_is_named_before_anything_is_written(model_path, tmp_path, ca
     assert not (tmp_path / "out").exists()
 
 
+def test_a_sequence_longer_than_the_model_is_refused(model_path, tmp_path, capsys):
+    path = write_lines(tmp_path / "given.jsonl", {"question": "w1", "response": "w2 " * 70, "id": "long"})
+    assert run(model_path("qwen3"), path, tmp_path / "out") == 2
+    assert "id 'long', sample 0: prompt and response have" in capsys.readouterr().err
+
+
 def test_another_temperature_in_an_old_directory_is_refused(model_path, tmp_path, capsys):
     path = write_lines(tmp_path / "given.jsonl", GIVEN[0])
     assert run(model_path("qwen3"), path, tmp_path / "out", "--temperature", "1") == 0

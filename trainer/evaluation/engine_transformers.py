@@ -104,7 +104,6 @@ class TransformersEngine:
     def __init__(self, model: PreTrainedModel, sampling: Sampling, *, stop_ids: Sequence[int], pad_id: int) -> None:
         self.model, self.sampling, self.pad_id = model, sampling, pad_id
         self.stop_ids = torch.tensor(sorted(stop_ids), device=model.device)
-        self.max_positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
         self._last_only = (
             {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(base.forward).parameters else {}

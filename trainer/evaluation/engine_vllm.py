@@ -140,7 +140,6 @@ class VllmEngine:
         seed: int = 0,
     ) -> None:
         self.sampling, self.stop_ids = sampling, sorted(stop_ids)
-        self.max_positions = max_model_len
         lora = {}
         self.lora_request = None
         if adapter is not None:

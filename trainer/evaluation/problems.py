@@ -58,7 +58,7 @@ def load_problems(
     else:
         source, split = benchmark, _SPLIT
     rows = load(source, data_dir=data_dir, split=split, instruction=None, max_samples=limit)
-    # A record without an id of its own is named after its file, split and row: here the row alone, whatever the file is.
+    # A record without an id of its own is named after its file, split and row: here the row alone names it.
     file_name = f"{Path(source).stem}-"
     ids = [
         str(number) if row["id"].startswith(file_name) and row["id"].endswith(f"-{number}") else row["id"]

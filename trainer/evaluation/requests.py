@@ -71,9 +71,7 @@ class Response:
 
 
 class Engine(Protocol):
-    """Generates; `max_positions` is how many tokens prompt and response may have together, None: no limit known."""
-
-    max_positions: int | None
+    """Generates."""
 
     def generate(self, requests: list[Request], on_step: Callable[[int], None] | None = None) -> list[Response]:
         """`on_step(running)` is called now and then with the number of unfinished responses."""

@@ -11,7 +11,7 @@ from trainer.evaluation.prompts import methods
 from trainer.evaluation.records import RecordWriter
 from trainer.evaluation.requests import Sampling
 from trainer.evaluation.scoring import Scorer
-from trainer.evaluation.scoring_input import read_scoring_input
+from trainer.evaluation.scoring_input import ScoringRow, read_scoring_input
 from trainer.evaluation.settings import claim_directory, file_fingerprint
 
 _BATCH_SIZE = 8
@@ -32,6 +32,7 @@ def score(arguments: argparse.Namespace) -> None:
         loading.resolve_device(arguments.device),
     )
     groups = read_scoring_input(arguments.score, tokenizer, method)  # read and checked before anything is made
+    check_lengths(groups, getattr(config.get_text_config(), "max_position_embeddings", None))
     settings = {
         "mode": "score",
         **loading.model_settings(arguments, source.dtype),
@@ -65,3 +66,15 @@ def score(arguments: argparse.Namespace) -> None:
                     ]
                     writer.append(records)
                     progress.add(records)
+
+
+def check_lengths(groups: dict[tuple[str, str], list[ScoringRow]], limit: int | None) -> None:
+    """Raise ValueError if a prompt and its response are longer than the model's positions."""
+    for rows in groups.values():
+        for row in rows:
+            length = len(row.prompt_ids) + len(row.response_ids)
+            if limit is not None and length > limit:
+                raise ValueError(
+                    f"id {row.key[0]!r}, sample {row.key[1]}: prompt and response have {length} tokens, "
+                    f"the model has {limit} positions"
+                )

