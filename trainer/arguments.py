@@ -299,6 +299,8 @@ def check(run: RunArguments, config, model) -> None:
     name = model.model_name_or_path
     if run.dataset == TINY and name not in (None, TINY):
         raise ConfigError(f"dataset {TINY} goes with its own model: leave out model_name_or_path={name}")
+    if run.dataset == TINY and config.world_size > 1:
+        raise ConfigError(f"dataset {TINY}: the embedded experiment runs in one process, not in {config.world_size}")
     if run.dataset != TINY:
         if name is None or name == TINY:
             raise ConfigError(f"dataset {run.dataset} needs model_name_or_path (a directory, a hub id or {TINY_BYTES})")

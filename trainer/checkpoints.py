@@ -8,7 +8,7 @@ In: any TRL GRPO trainer class, through `CheckpointMixin`.  Out: the same traine
 
         step counter and rollout buffer   with steps_per_generation * num_iterations > gradient_accumulation_steps a
                                           checkpoint can fall between two uses of the same rollouts
-        metrics not logged yet            with logging_steps > 1 the next logged value is a mean over steps on both sides
+        metrics not logged yet            with logging_steps > 1 the next logged value is a mean over both sides
         the reference policy              where sync_ref_model moves it
 
   - are resumed with the right order of prompts: stock TRL's sampler draws one permutation per epoch from a generator

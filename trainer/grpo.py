@@ -64,7 +64,8 @@ def _problems(run: arguments.RunArguments, config, tokenizer):
             problems, report = filter_by_length(
                 problems, tokenizer, run.max_prompt_length, chat_template_kwargs=config.chat_template_kwargs
             )
-            print(report)
+            if config.process_index == 0:
+                print(report)
     except DataError as error:
         raise arguments.ConfigError(f"dataset: {error}") from error
     return problems

@@ -39,9 +39,10 @@ def load_policy(model_config, config, tokenizer):
         from trainer.tiny.model import build_model
 
         start = Path(config.output_dir) / "start"
-        if not (start / "config.json").is_file():
-            build_model(tokenizer, seed=config.seed, max_positions=8192).save_pretrained(start)
-            tokenizer.save_pretrained(start)
+        with config.main_process_first():
+            if not (start / "config.json").is_file():
+                build_model(tokenizer, seed=config.seed, max_positions=8192).save_pretrained(start)
+                tokenizer.save_pretrained(start)
         return AutoModelForCausalLM.from_pretrained(start, dtype=torch.float32)
     config.model_init_kwargs = {
         "revision": model_config.model_revision,

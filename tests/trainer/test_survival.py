@@ -1,6 +1,7 @@
 """Stopping, failing and going on: the same numbers after a resume, whole checkpoints, clear ends."""
 
 import errno
+import inspect
 import json
 import os
 import random
@@ -11,7 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import Dataset
-from trl import GRPOConfig
+from trl import GRPOConfig, GRPOTrainer
+from trl.trainer.utils import RepeatSampler
 
 from trainer import checkpoints, survival
 from trainer.arguments import RunArguments
@@ -142,8 +144,6 @@ def _signal_in_step(step: int, number: int):
 
 
 def test_later_epoch_of_the_sampler_is_that_of_stock_trl():
-    from trl.trainer.utils import RepeatSampler
-
     arguments = {"data_source": range(10), "mini_repeat_count": 2, "batch_size": 3, "repeat_count": 2}
     arguments |= {"shuffle": True, "seed": 7}
     stock = RepeatSampler(**arguments)
@@ -328,3 +328,44 @@ def test_older_checkpoints_go_only_after_the_new_one_is_there(start, tmp_path):
     assert [path.name for path in checkpoints.complete_checkpoints(tmp_path)] == ["checkpoint-3", "checkpoint-4"]
     state = json.loads((tmp_path / "checkpoint-4" / "trainer_state.json").read_text())
     assert state["global_step"] == 4
+
+
+def test_privates_that_checkpoints_survival_and_measurements_rest_on_are_there(start, tmp_path):
+    """Named here so that a new version of TRL or transformers fails in this test, not in a run of days."""
+    trainer = make_trainer(start, tmp_path, save_strategy="no", max_steps=1)
+    stock = GRPOTrainer
+    for method in (
+        "_get_train_sampler",
+        "_get_output_dir",
+        "_save_checkpoint",
+        "_load_optimizer_and_scheduler",
+        "_get_grad_norm",
+        "_calculate_rewards",
+        "_generate_single_turn",
+        "_generate_and_score_completions",
+    ):
+        assert callable(getattr(stock, method, None)), f"{stock.__name__}.{method} is gone"
+    assert list(inspect.signature(stock._save_checkpoint).parameters) == ["self", "model", "trial"]
+    assert list(inspect.signature(stock._get_grad_norm).parameters) == ["self", "model", "grad_norm"]
+    assert list(inspect.signature(stock._calculate_rewards).parameters)[1:] == [
+        "inputs",
+        "prompts",
+        "completions",
+        "completion_ids_list",
+    ]
+    assert survival.train(trainer) == 0
+    for attribute in ("_step", "_buffered_inputs", "_metrics", "_pending_extra_logs", "_tr_loss", "ref_model"):
+        assert hasattr(trainer, attribute), f"a trained {stock.__name__} has no {attribute}"
+    assert trainer._step == 1
+    assert trainer._globalstep_last_logged == 1
+    assert isinstance(trainer._buffered_inputs, list)
+    assert set(RepeatSampler(range(4), 2).__dict__) >= {
+        "data_source",
+        "mini_repeat_count",
+        "batch_size",
+        "repeat_count",
+        "shuffle",
+        "seed",
+        "num_samples",
+        "generator",
+    }

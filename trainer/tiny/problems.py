@@ -13,8 +13,9 @@ from four: there is entropy to save, and nothing to lose by saving it. Three des
     explore   K ~ U{0..4} explorations after the first calculation, all right: exploring is useless
     slips     each calculation goes wrong with probability 0.2; the response goes on until two results agree (at most
               six calculations), and then makes U{0..2} more: some exploring is useful, cutting all of it costs accuracy
-    recap     like explore, and after the result is known R >= 0 recaps, P(one more) = 2/3: each recap is a copy of what
-              has been said, so its tokens are certain. The counter-example to a mean entropy: recaps dilute it.
+    recap     like slips, and after the result is known R >= 0 recaps, P(one more) = 2/3: each recap is a copy of what
+              has been said, so its tokens are certain. The counter-example to a mean entropy: as exploring is of use,
+              the cheap way to a low mean is to dilute it by recaps
 
 Held out: one eighth of the number triples (a, change b, change c), chosen by hash: no held-out sum is ever trained on.
 """
@@ -156,7 +157,7 @@ def _exploration(rng: random.Random, problem: Problem, slip: bool) -> tuple[str,
 
 def draw_response(rng: random.Random, problem: Problem, design: str) -> str:
     """A response to imitate, of one of the three designs in this file's header."""
-    slips = design == "slips"
+    slips = design in ("slips", "recap")
     parts = [f"<think> {problem.name} starts with {problem.a} {problem.thing} ."]
     text, result = _attempt(rng, problem, "direct", slips and rng.random() < SLIP_PROBABILITY)
     parts.append(text)
