@@ -1,4 +1,4 @@
-"""Logits that autograd believes were computed, in a buffer of the benchmark: an in-place backward may overwrite them."""
+"""Logits that autograd believes were computed, in a buffer of the benchmark: an in-place backward may use them."""
 
 import torch
 
