@@ -131,7 +131,7 @@ class SurvivalMixin:
         try:
             rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         except Exception as error:
-            if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+            if is_out_of_memory(error) or is_disk_full(error):
                 raise
             names = ", ".join(self.reward_func_names)
             raise RewardFailure(f"a reward function raised (of: {names}): {type(error).__name__}: {error}") from error

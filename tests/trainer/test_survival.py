@@ -186,6 +186,8 @@ class FailAt:
             return digits_reward(completions)
         if isinstance(self.result, Exception):
             raise self.result
+        if callable(self.result):
+            self.result()
         return [self.result] * len(completions)
 
 
@@ -197,7 +199,8 @@ class FailAt:
         (float("nan"), "no reward function gave a number for any of 8 completions"),
         (float("inf"), "the reward function failing_reward gave an infinite reward"),
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), "out of memory (CUDA out of memory."),
-        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device"),
+        (lambda: torch.empty(1 << 50), "out of memory ("),  # torch's own error, for 4 PiB
+        (lambda: Path("/dev/full").write_text("x"), "the disk is full ([Errno 28] No space left on device"),
     ],
 )
 @pytest.mark.filterwarnings("ignore")

@@ -143,6 +143,12 @@ def _train_one(reward: list[str], start: Path, run: RunArguments, config, settin
     return 0, result
 
 
+def _cpu_name() -> str:
+    listing = Path("/proc/cpuinfo")
+    names = listing.read_text().split("model name\t: ")[1:] if listing.is_file() else []
+    return names[0].splitlines()[0] if names else platform.processor() or platform.machine()
+
+
 def run_experiment(run: RunArguments, config, command: str) -> int:
     """Carries the whole experiment out; prints and writes the table. Returns the exit code."""
     output_dir = Path(config.output_dir)
@@ -182,7 +188,7 @@ def run_experiment(run: RunArguments, config, command: str) -> int:
         "seconds": seconds,
         "settings": _fingerprint(run, config, settings, run.reward),
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__, "trl": trl.__version__},
-        "machine": {"cpu": platform.processor() or platform.machine(), "threads": torch.get_num_threads()},
+        "machine": {"cpu": _cpu_name(), "threads": torch.get_num_threads()},
     }
     (output_dir / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     print(f"\n{table}")
