@@ -31,6 +31,9 @@ def main(argv: list[str] | None = None) -> int:
         return train(run, config, model, command)
     except arguments.ConfigError as error:
         return arguments.fail(error)
+    except KeyboardInterrupt:  # outside of training, which has its own way to stop
+        print("\nStopped.", file=sys.stderr)
+        return 130
 
 
 def _quiet(config) -> None:

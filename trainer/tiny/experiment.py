@@ -140,7 +140,8 @@ def _train_one(reward: list[str], start: Path, run: RunArguments, config, settin
     _write_responses(output_dir / "responses.jsonl", responses, problems)
     result = {"settings": fingerprint, "seconds": time.perf_counter() - started, "summary": summarise(responses)}
     result_file.write_text(json.dumps(result, indent=1) + "\n")
-    return 0, result
+    received = trainer.stop_signals.received  # in the last step: this run is complete, the next is not wanted
+    return (128 + received if received else 0), result
 
 
 def _cpu_name() -> str:
@@ -156,11 +157,7 @@ def run_experiment(run: RunArguments, config, command: str) -> int:
     resume = _resume_request(config.resume_from_checkpoint, output_dir, [_label(reward) for reward in rewards])
     settings = WarmStartSettings(design=run.tiny_design, steps=run.warm_start_steps, seed=config.seed)
     began = time.perf_counter()
-    try:
-        start = warm_start(settings, run.cache_dir)
-    except KeyboardInterrupt:
-        print("\nStopped in the warm start: nothing to resume, start again.")
-        return 130
+    start = warm_start(settings, run.cache_dir)
     problems = draw_problems(run.held_out_problems, seed=config.seed, held_out=True)
     model, tokenizer = load(start)
     before = evaluate(
