@@ -69,7 +69,7 @@ def main(args: argparse.Namespace) -> int:
         if evaluations:
             written += _evaluations(evaluations, args.case, output, formats, args.seed)
         if runs:
-            written += _training(runs, output, formats)
+            written += _training(runs, [label for label, _ in directories], output, formats)
     for path in written:
         print(path)
     return 0
@@ -116,10 +116,13 @@ def _case_records(
     return records
 
 
-def _training(directories: list[tuple[str, Path]], output: Path, formats: tuple[str, ...]) -> list[Path]:
+def _training(
+    directories: list[tuple[str, Path]], order: list[str], output: Path, formats: tuple[str, ...]
+) -> list[Path]:
     from trainer.run_log import read_log  # brings torch and transformers along: seconds that figures of records save
 
-    made, absent = training([(label, read_log(path / LOG_NAME)) for label, path in directories])
+    logs = [(label, read_log(path / LOG_NAME)) for label, path in directories]
+    made, absent = training(logs, order=order)
     if absent:
         print(f"not in the log, not drawn: {', '.join(absent)}", file=sys.stderr)
     return save(made, output, "training", formats)

@@ -147,7 +147,8 @@ def test_figures_draw_the_records(tmp_path):
         right = [normalised(r["teca"]) for r in made[:16] if r["is_correct"]]
         assert lines(apart)["right"] == pytest.approx(np.mean(right, axis=0), abs=1e-6)
         assert lines(apart)["right"][-1] < lines(apart)["wrong"][-1]
-        assert f"{len(right)} right, {16 - len(right)} wrong" in [text.get_text() for text in apart.texts]
+        counts = f"{len(right)} right, {16 - len(right)} wrong"
+        assert apart.get_title(loc="left") == f"GSM8K, w/ thinking\n{counts}"
 
         lengths = evaluation.histogram(series, "length").axes[0]
         for stairs in lengths.patches:
@@ -204,6 +205,8 @@ def test_training_curves_draw_the_log_and_name_what_it_lacks():
     assert [line.get_ydata()[0] for line in extremes] == [20.0, 101.0]
     alarm = by_title["TECA at the last token"].lines[-1]
     assert (alarm.get_xdata(), alarm.get_ydata()) == ([7], pytest.approx([0.465]))
+    second, _ = training([("b", training_log(3))], order=["a", "b"])
+    assert second.axes[0].lines[0].get_color() == style.COLOURS[1]
     with pytest.raises(ValueError, match="the log holds none of"):
         training([("run", [{"step": 1, "loss": 0.5}])])
 

@@ -93,39 +93,46 @@ def mean_teca(series: list[Series], *, seed: int = 0) -> Figure:
 
 
 def right_against_wrong(series: list[Series], *, seed: int = 0) -> Figure:
-    """As `mean_teca`, right and wrong answers apart; a row of panels per (run, method), a column per benchmark."""
+    """As `mean_teca`, right and wrong answers apart, a panel per series.
+
+    A row per (run, method) and a column per benchmark; with one benchmark, the panels fill rows of up to three.
+    """
     benchmarks = benchmarks_in_order({one.benchmark for one in series})
     lines = list(dict.fromkeys((one.run, one.method) for one in series))
-    several_runs = len({run for run, _ in lines}) > 1
-    made = figure(max(2.6 * len(benchmarks), 3.4), 2.15 * len(lines) + 0.25)
-    grid = made.subplots(len(lines), len(benchmarks), squeeze=False, sharex=True, sharey=True)
+    rows, columns = len(lines), len(benchmarks)
+    if columns == 1:
+        columns = min(len(lines), 3)
+        rows = -(-len(lines) // columns)
+    made = figure(max(2.3 * columns, 3.6), 2.1 * rows + 0.35)
+    grid = made.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
+    for axis in grid.flat:
+        axis.set_visible(False)
     for one in series:
-        row, column = lines.index((one.run, one.method)), benchmarks.index(one.benchmark)
+        line = lines.index((one.run, one.method))
+        row, column = divmod(line, columns) if len(benchmarks) == 1 else (line, benchmarks.index(one.benchmark))
         axis = grid[row, column]
-        counts = int(one.correct.sum()), int((~one.correct).sum())
+        axis.set(visible=True, xlim=(0, 100))
         _curve(axis, one, one.correct, RIGHT, "right", seed)
         _curve(axis, one, ~one.correct, WRONG, "wrong", seed, dashes=(0, (5, 2)))
-        axis.text(
-            0.98, 0.96, f"{counts[0]} right, {counts[1]} wrong", transform=axis.transAxes, ha="right", va="top", size=7
-        )
-        name = f"{one.run}, {title(one.method)}" if several_runs else title(one.method)
-        axis.set_title(
-            f"{title(one.benchmark)}: {label(name, 30)}" if len(benchmarks) > 1 else label(name), loc="left", size=8
-        )
-    for row in range(len(lines)):
-        for column in range(len(benchmarks)):
-            axis = grid[row, column]
-            if not axis.lines:
-                axis.set_visible(False)
-            axis.set_xlim(0, 100)
-            if column == 0:
-                axis.set_ylabel("TECA (nats)")
-            if row == len(lines) - 1:
-                axis.set_xlabel("position in the response (%)")
+        counts = f"{int(one.correct.sum())} right, {int((~one.correct).sum())} wrong"
+        axis.set_title(f"{label(_name_apart(one, series), 36)}\n{counts}", loc="left", size=7.5)
+        if column == 0:
+            axis.set_ylabel("TECA (nats)")
+        if row == rows - 1:
+            axis.set_xlabel("position in the response (%)")
     grid[0, 0].set_ylim(bottom=0)
+    if len(benchmarks) == 1:
+        made.suptitle(label(title(benchmarks[0])), x=0.01, ha="left", size=9, fontweight="bold")
     handles, names = next(axis.get_legend_handles_labels() for axis in grid.flat if axis.lines)
-    made.legend(handles, names, loc="outside upper right", ncols=2, handlelength=2.4)
+    made.legend(handles, names, loc="outside lower center", ncols=2, handlelength=2.4)
     return made
+
+
+def _name_apart(one: Series, series: list[Series]) -> str:
+    """Benchmark, run and method, as far as the figure holds several of each."""
+    parts = {key: len({getattr(other, key) for other in series}) > 1 for key in ("benchmark", "run", "method")}
+    shown = [one.run if key == "run" else title(getattr(one, key)) for key, several in parts.items() if several]
+    return ", ".join(shown) or title(one.method)
 
 
 def _bins(values: np.ndarray, *, logarithmic: bool, count: int = 30) -> np.ndarray:
@@ -147,7 +154,8 @@ def histogram(series: list[Series], quantity: str) -> Figure:
         here = [one for one in series if layout.panels[one.benchmark, one.method] is axis]
         data = [one.length[one.length > 0] if quantity == "length" else one.teca[~np.isnan(one.teca)] for one in here]
         pooled = np.concatenate(data)
-        axis.set_xlabel("response length (tokens)" if quantity == "length" else "TECA at the last token (nats)")
+        unit = "response length (tokens" if quantity == "length" else "TECA at the last token (nats"
+        axis.set_xlabel(f"{unit}; dashed: mean)")
         if pooled.size == 0:
             axis.text(0.5, 0.5, "no tokens", transform=axis.transAxes, ha="center")
             continue

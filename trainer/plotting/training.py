@@ -58,8 +58,12 @@ def smoothed(values: np.ndarray, window: int) -> np.ndarray:
     return (padded[high] - padded[low]) / (high - low)
 
 
-def training(logs: list[tuple[str, list[dict]]]) -> tuple[Figure, list[str]]:
+def training(logs: list[tuple[str, list[dict]]], *, order: list[str] | None = None) -> tuple[Figure, list[str]]:
     """Curves of one or several runs over the optimizer's steps.
+
+    Args:
+        logs: name and log of each run.
+        order: names in the order that gives the colours, so that a run has the colour of its evaluation; default: logs.
 
     Returns:
         The figure, and the titles of the panels that no log has numbers for.
@@ -76,10 +80,11 @@ def training(logs: list[tuple[str, list[dict]]]) -> tuple[Figure, list[str]]:
     made = figure(2.55 * columns, 1.95 * rows + 0.4)
     points = max(len(series_of(log, panel.names)[0]) for _, log in logs for panel in shown)
     window = 2 * (points // 20) + 1 if points >= 20 else 1
+    order = order or [name for name, _ in logs]
     for index, panel in enumerate(shown):
         axis = made.add_subplot(rows, columns, index + 1)
-        for number, (name, log) in enumerate(logs):
-            _draw(axis, panel, log, COLOURS[number % len(COLOURS)], label(name), window)
+        for name, log in logs:
+            _draw(axis, panel, log, COLOURS[order.index(name) % len(COLOURS)], label(name), window)
         axis.set_title(panel.title, loc="left", fontweight="bold")
         axis.set_ylabel(panel.unit)
         axis.margins(x=0.02)
