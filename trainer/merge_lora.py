@@ -74,7 +74,9 @@ def main(args: argparse.Namespace) -> int:
         outputs = [args.output]
         require_free(args.output)
     else:
-        names = [label.replace("/", "-") for label, _ in labelled_directories([str(a.directory) for a in adapters])]
+        if twice := {given for given in args.adapter if args.adapter.count(given) > 1}:
+            raise ValueError(f"--adapter: {', '.join(sorted(twice))} is given twice")
+        names = [label.replace("/", "-") for label, _ in labelled_directories(args.adapter)]
         outputs = [args.output / name for name in names]
     for number, (adapter, output) in enumerate(zip(adapters, outputs, strict=True), start=1):
         if len(adapters) > 1 and _is_done(output, adapter, args):

@@ -205,6 +205,21 @@ def test_merged_logits_are_the_adapter_s_in_other_families(tmp_path, tokenizer, 
     assert (found - wanted).norm() / wanted.norm() < limit
 
 
+def test_experts_of_a_mixture_are_merged(tmp_path, tokenizer):
+    """LoRA on three-dimensional parameters, which no probe of a layer covers: the logits do."""
+    base = save_base(tmp_path / "base", tokenizer, "qwen3_moe")
+    adapter = save_adapter(
+        tmp_path / "adapter",
+        base,
+        target_modules=["q_proj"],
+        target_parameters=["mlp.experts.gate_up_proj", "mlp.experts.down_proj"],
+    )
+    run(base, adapter, tmp_path / "out")
+    wanted, plain = adapted_logits(base, adapter), merged_logits(base)
+    assert (wanted - plain).norm() / wanted.norm() > 0.02
+    torch.testing.assert_close(merged_logits(tmp_path / "out"), wanted, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.filterwarnings("ignore")  # PEFT warns of exactly this
 def test_peft_s_own_merge_is_wrong_on_a_tied_head(tmp_path, tokenizer):
     """Why the embeddings are untied first; when this stops failing in PEFT, untie() has become unnecessary."""
@@ -270,6 +285,8 @@ def test_several_adapters_get_a_directory_each_and_are_not_mixed(tmp_path, token
     assert "there already" in capsys.readouterr().out
     assert (tmp_path / "out" / names[0] / "merge_record.json").stat().st_mtime_ns == stamp
     assert (tmp_path / "out" / names[1] / "merge_record.json").is_file()
+    with pytest.raises(ValueError, match="is given twice"):
+        run(base, [adapters[0], adapters[0]], tmp_path / "other")
     # An adapter that was trained on since is another merge.
     save_adapter(adapters[0], base, seed=9)
     with pytest.raises(FileExistsError, match="holds another merge"):
