@@ -178,11 +178,14 @@ def check_positions(longest_prompt: int, where: str, sampling: Sampling, config:
         )
 
 
-def model_settings(arguments: argparse.Namespace, dtype: str) -> dict[str, str | None]:
+def model_settings(arguments: argparse.Namespace, dtype: str, config: PretrainedConfig) -> dict[str, str | None]:
     """What settings.json says about the model."""
     return {
         "model": arguments.model,
         "revision": arguments.revision,
+        "model_commit": getattr(
+            config, "_commit_hash", None
+        ),  # of a name on the hub: what the revision was at the time
         "model_fingerprint": fingerprint(arguments.model),
         "adapter": arguments.adapter,
         "adapter_fingerprint": fingerprint(arguments.adapter) if arguments.adapter else None,

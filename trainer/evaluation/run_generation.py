@@ -112,7 +112,7 @@ def generate(arguments: argparse.Namespace) -> None:
     )
     settings = {
         "mode": "generate",
-        **loading.model_settings(arguments, source.dtype),
+        **loading.model_settings(arguments, source.dtype, config),
         "engine": arguments.engine,
         "temperature": sampling.temperature,
         "entropy_temperature": sampling.entropy_temperature,

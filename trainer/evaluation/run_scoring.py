@@ -35,7 +35,7 @@ def score(arguments: argparse.Namespace) -> None:
     check_lengths(groups, getattr(config.get_text_config(), "max_position_embeddings", None))
     settings = {
         "mode": "score",
-        **loading.model_settings(arguments, source.dtype),
+        **loading.model_settings(arguments, source.dtype, config),
         "scored_file": file_fingerprint(arguments.score),
         "temperature": arguments.temperature,
         "entropy_temperature": temperature,
