@@ -25,7 +25,7 @@ from trainer.reporting.table import Table, to_latex, to_markdown
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         prog="python -m trainer.report",
-        description="Tables of evaluations: accuracy, length, dLEN, pass@k, clipped share, TECA; with 95%% intervals.",
+        description="Tables of evaluations: accuracy, length, dLEN, pass@k, clipped share, TECA; with 95% intervals.",
     )
     made.add_argument("directories", nargs="*", metavar="DIR", help="what trainer.evaluate wrote; LABEL=DIR names it")
     made.add_argument("--format", choices=("markdown", "csv", "latex"), default="markdown", help="default: markdown")
