@@ -8,6 +8,11 @@ build_info                    what was built, what is used           build_info.
 reference                     all of it in plain torch               reference.py
 """
 
+import pkgutil
+
+# In a source tree without a built _C, as after `pip install .`, the installed package's _C is found beside it.
+__path__ = pkgutil.extend_path(__path__, __name__)
+
 from cer_ext import reference
 from cer_ext.build_info import build_info
 from cer_ext.from_hidden import linear_logprobs_and_entropy

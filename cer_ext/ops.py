@@ -25,8 +25,8 @@ try:
     from cer_ext import _C
 except ImportError as error:
     raise ImportError(
-        "cer_ext is imported from a source tree in which its native part (cer_ext._C) was not built: run "
-        "`pip install -e .` there, or start Python from another directory to import the installed package"
+        "the native part of cer_ext (cer_ext._C) is neither built in this source tree nor installed: run "
+        "`pip install .` there (`pip install -e .` to work on it)"
     ) from error
 
 native_build = _C.build

@@ -76,6 +76,8 @@ def test_wheel_is_complete_small_and_runs(tree, tmp_path):
     assert not [name for name in names if name.startswith(("tests/", "bench/"))]
     assert not (tree / "build").exists(), "the build left files in the tree"
     assert "baseline" in use_wheel(wheel, tmp_path / "site")
+    # `pip install . && python -m trainer.grpo` in a clone: Python finds the tree first, the installed kernels too.
+    run(sys.executable, "-c", USE.format(where=str(tree)), cwd=str(tree), PYTHONPATH=str(tmp_path / "site"))
 
 
 def test_second_build_of_the_same_tree_works_and_sdist_makes_the_same_files(tree, tmp_path):

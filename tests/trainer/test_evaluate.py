@@ -157,7 +157,7 @@ def test_a_batch_of_which_a_part_is_there_is_completed_with_the_same_responses(b
     [
         (("--temperature", 1), "temperature was 0.8, now 1.0"),
         (("--top_p", 1), "top_p was 0.95, now 1.0"),
-        (("--repetition_penalty", 1), "repetition_penalty was 1.15, now 1.0"),
+        (("--repetition_penalty", 1.1), "repetition_penalty was 1.0, now 1.1"),
         (("--max_new_tokens", 13), "max_new_tokens was 12, now 13"),
         (("--seed", 1), "seed was 0, now 1"),
         (("--samples", 2), "samples was 1, now 2"),

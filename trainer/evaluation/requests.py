@@ -33,7 +33,7 @@ class Sampling:
     top_p: float = 0.95
     top_k: int = 0  # 0: off
     min_p: float = 0.0  # 0: off
-    repetition_penalty: float = 1.15  # 1: off; counts prompt and response
+    repetition_penalty: float = 1.0  # 1: off; counts prompt and response. Published as 1.15, but never applied there
     max_new_tokens: int = 16384
 
     def __post_init__(self) -> None:
