@@ -12,6 +12,9 @@ import torch
 
 Variant = Callable[[], object]
 
+# OpenMP's threads spin for some milliseconds after a parallel region and would take a core from whoever runs next.
+SETTLE_S = 0.02
+
 
 def synchronized(run: Variant, device: torch.device) -> Variant:
     """The same call, returning when the device has finished it."""
@@ -51,11 +54,13 @@ def compare(
         for name, run in peers.items():
             if before_each is not None:
                 before_each()
+            time.sleep(SETTLE_S)
             start = time.perf_counter()
             run()
             seconds[name].append(time.perf_counter() - start)
         if before_each is not None:
             before_each()
+        time.sleep(SETTLE_S)
 
     benchmark.pedantic(synchronized(ours, device), setup=run_peers, rounds=rounds, iterations=1, warmup_rounds=1)
     if benchmark.stats is None:  # --benchmark-disable: it ran once, nothing was timed

@@ -4,8 +4,9 @@
 // contributes is a function of the block and that maximum alone, and blocks merge in their order, so the result has the
 // same bits whether a row is folded by one thread or its blocks by many, and whatever other rows are in the tile.
 //
-// Many rows: a task is a row (several where they are short). Few rows: the blocks' maxima first, in parallel, from them
-// the maximum before each block, then the blocks, in parallel; the second read mostly comes from the caches.
+// Many rows: a task is a row (several where they are short). Fewer rows than threads: first the maxima of the blocks, in
+// parallel, from them the maximum before each block, then the blocks, in parallel; the second read mostly comes from the
+// caches.
 #include <cmath>
 #include <limits>
 #include <vector>
@@ -155,7 +156,9 @@ void fold_tile(const FoldTile& p, int threads) {
   const IsaKernels& kernels = active_kernels();
   const std::int64_t rows = p.tile.rows, cols = p.tile.cols;
   if (rows * cols <= kFewEntries) threads = 1;
-  if (threads > 1 && rows < 4 * static_cast<std::int64_t>(threads) && cols > 4 * kBlock) {
+  // Splitting rows reads them twice: it pays where whole rows would leave more than half of the threads' time idle.
+  const std::int64_t rounds = (rows + threads - 1) / threads;
+  if (rounds * threads > 2 * rows && cols > 4 * kBlock) {
     fold_blocks_of_few_rows(p, kernels, threads);
     return;
   }
