@@ -76,7 +76,7 @@ class Proof:
         return self.run(*pip, self.work / site, ROOT, log=log, CER_CUDA=cuda, CMAKE_ARGS=" ".join(arguments))
 
     def pytest(self, site: str, log: str) -> dict:
-        selection = ("--collect-only", "-q") if self.dry_run else ("-k", "cuda", "-q", "-x", "--maxfail=20")
+        selection = ("--collect-only", "-q") if self.dry_run else ("-k", "cuda", "-q", "--maxfail=20")
         command = (sys.executable, "-m", "pytest", TESTS, "-p", "no:cacheprovider", *selection)
         code, tail = self.run(*command, site=site, log=log)
         return {"ok": code == 0, "tail": tail}
