@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import numbers
 import operator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -140,3 +140,89 @@ def check_integer(name: str, value: Any) -> int:
     if index not in _INT64:
         raise ValueError(f"{name}: expected a 64-bit integer, got {value}")
     return index
+
+
+class Head(NamedTuple):
+    """A checked call on hidden states and a head's weight."""
+
+    hidden: Tensor  # (..., D)
+    weight: Tensor  # (V, D)
+    bias: Tensor | None  # (V,)
+    target: Tensor  # (...), int64
+    temperature: Tensor | None  # (...), or the next for all rows
+    temperature_all: float
+    ignore_index: int
+    logit_scale: float
+    softcap: float  # 0.0: none
+    workspace_bytes: int  # 0: the device's default
+    validate: bool
+
+
+def as_autocast_would(tensor: Tensor | None, device_type: str) -> Tensor | None:
+    """What torch.nn.functional.linear makes of an operand under autocast: cast, except float64."""
+    if tensor is None or tensor.dtype == torch.float64:
+        return tensor
+    return tensor.to(torch.get_autocast_dtype(device_type))
+
+
+def check_head(
+    hidden: Any,
+    weight: Any,
+    target: Any,
+    bias: Any,
+    temperature: Any,
+    logit_scale: Any,
+    softcap: Any,
+    ignore_index: Any,
+    workspace_bytes: Any,
+    validate: Any,
+) -> Head:
+    """The arguments that every function of a linear head shares, cast as autocast would."""
+    hidden = as_tensor("hidden", hidden)
+    weight = as_tensor("weight", weight)
+    bias = None if bias is None else as_tensor("bias", bias)
+    check_floating("hidden", hidden)
+    check_floating("weight", weight)
+    if bias is not None:
+        check_floating("bias", bias)
+    device = hidden.device
+    if torch.is_autocast_enabled(device.type):
+        hidden, weight, bias = (as_autocast_would(x, device.type) for x in (hidden, weight, bias))
+    if weight.dtype != hidden.dtype:
+        raise TypeError(f"weight: expected {hidden.dtype} like hidden, got {weight.dtype}")
+    check_same_device("weight", weight, "hidden", hidden)
+    full_shape = hidden.shape
+    if not full_shape:
+        raise ValueError("hidden: expected shape (..., D), got ()")
+    if weight.dim() != 2 or weight.shape[1] != full_shape[-1] or not weight.shape[0]:
+        raise ValueError(
+            f"weight: expected shape (V, D) with V >= 1 and D = {full_shape[-1]} of hidden {tuple(full_shape)}, "
+            f"got {tuple(weight.shape)}"
+        )
+    if bias is not None:
+        if bias.dtype != hidden.dtype:
+            raise TypeError(f"bias: expected {hidden.dtype} like hidden, got {bias.dtype}")
+        if bias.shape != weight.shape[:1]:
+            raise ValueError(f"bias: expected shape (V,) = {tuple(weight.shape[:1])}, got {tuple(bias.shape)}")
+        check_same_device("bias", bias, "hidden", hidden)
+    shape = full_shape[:-1]
+    target = check_target(target, shape, "hidden", hidden)
+    per_row, temperature_all = check_temperature(temperature, shape, "hidden", hidden)
+    workspace = 0  # the device's default
+    if workspace_bytes is not None:
+        workspace = check_integer("workspace_bytes", workspace_bytes)
+        if workspace <= 0:
+            raise ValueError(f"workspace_bytes: expected None or a positive number of bytes, got {workspace_bytes}")
+    return Head(
+        hidden,
+        weight,
+        bias,
+        target,
+        per_row,
+        temperature_all,
+        check_integer("ignore_index", ignore_index),
+        check_logit_scale(logit_scale),
+        check_softcap(softcap),
+        workspace,
+        check_validate(validate, device),
+    )

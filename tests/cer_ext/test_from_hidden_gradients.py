@@ -5,7 +5,7 @@ import torch
 from exact import assert_relative
 from test_from_hidden import LOW, head, smallest_workspace
 
-from cer_ext import from_hidden, linear_logprobs_and_entropy, reference
+from cer_ext import linear_logprobs_and_entropy, reference, tiles
 
 UPSTREAM = {
     "logprobs": (0.7, None, None),
@@ -75,13 +75,13 @@ def test_only_needed_gradients_are_made_and_are_the_same(device, needed):
 def multiplications(monkeypatch):
     """Records the (rows, inner, cols) of every GEMM."""
     seen = []
-    multiply = from_hidden._Matrices.multiply
+    multiply = tiles.Matrices.multiply
 
     def record(self, a, b, out, *, accumulate):
         seen.append((a.shape[0], a.shape[1], b.shape[1]))
         return multiply(self, a, b, out, accumulate=accumulate)
 
-    monkeypatch.setattr(from_hidden._Matrices, "multiply", record)
+    monkeypatch.setattr(tiles.Matrices, "multiply", record)
     return seen
 
 
