@@ -2,6 +2,7 @@
 
 logprobs_and_entropy          logits (..., V)                        from_logits.py
 linear_logprobs_and_entropy   hidden (..., D), weight (V, D)         from_hidden.py
+linear_token_loss             the same and a loss, in one pass       token_loss.py
 teca, teca_last               entropies -> cumulative average        teca.py
 cer_reward                    TECA, correctness -> reward            reward.py
 build_info                    what was built, what is used           build_info.py
@@ -19,13 +20,16 @@ from cer_ext.from_hidden import linear_logprobs_and_entropy
 from cer_ext.from_logits import logprobs_and_entropy
 from cer_ext.reward import cer_reward
 from cer_ext.teca import teca, teca_last
+from cer_ext.token_loss import TokenLoss, linear_token_loss
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "TokenLoss",
     "build_info",
     "cer_reward",
     "linear_logprobs_and_entropy",
+    "linear_token_loss",
     "logprobs_and_entropy",
     "reference",
     "teca",

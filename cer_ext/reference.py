@@ -13,6 +13,7 @@ Source: Cumulative Entropy Regulation, arXiv 2510.02249.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 
 import torch
@@ -136,6 +137,25 @@ def _teca(entropy: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None) -> tu
         last = torch.stack([last for _, last in responses]) if responses else entropy.double()
     dtype = _output_dtype(entropy)
     return average.to(dtype), last.to(dtype)
+
+
+def linear_token_loss(
+    hidden: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    loss_fn: Callable[[Tensor, Tensor | None, slice], Tensor],
+    bias: Tensor | None = None,
+    *,
+    return_entropy: bool = True,
+    workspace_bytes: int | None = None,
+    **options,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """As :func:`cer_ext.linear_token_loss`: every logit at once, `loss_fn` once, gradients by autograd."""
+    del workspace_bytes
+    logprobs, entropy = linear_logprobs_and_entropy(hidden, weight, target, bias, **options)
+    entropy = entropy if return_entropy else None
+    loss = loss_fn(logprobs.flatten(), None if entropy is None else entropy.flatten(), slice(0, target.numel()))
+    return loss, logprobs.detach(), None if entropy is None else entropy.detach()
 
 
 def teca(entropy: Tensor, mask: Tensor | None = None, *, cu_seqlens: Tensor | None = None) -> Tensor:
