@@ -13,6 +13,17 @@ def milliseconds(seconds: float) -> str:
     return f"{seconds * 1e3:.3g} ms"
 
 
+def extras(info: dict) -> list[str]:
+    """What a benchmark of whole steps adds: the head alone (step minus body), and memory."""
+    rows = []
+    if "head_ratio" in info:
+        rows.append(f"| | the head alone: step minus body | | ours {info['head_ratio']:.2f}x as fast as TRL |")
+    if "step_peak_bytes" in info:
+        peaks = ", ".join(f"{name} {size / 2**20:.0f} MiB" for name, size in info["step_peak_bytes"].items())
+        rows.append(f"| | memory that a step adds at its peak | | {peaks} |")
+    return rows
+
+
 def rows_of(record: dict) -> list[str]:
     info = record["extra_info"]
     mine = info["median_s"]
@@ -24,7 +35,7 @@ def rows_of(record: dict) -> list[str]:
         else:
             verdict = f"ours {seconds / mine:.2f}x as fast"
         rows.append(f"| | {name} | {milliseconds(seconds)} | {verdict} |")
-    return rows
+    return rows + extras(info)
 
 
 def table(result: dict) -> str:
