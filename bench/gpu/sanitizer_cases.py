@@ -51,6 +51,13 @@ def hidden_case(device: torch.device, dtype: torch.dtype) -> None:
         close(output.detach(), reference_output.detach(), f"hidden {dtype}", 1e-3)
     torch.autograd.grad(sum(o.sum() for o in outputs), (hidden, weight, bias))
 
+    def total(logprobs, entropy, rows):
+        return (logprobs + entropy).sum()
+
+    one_pass = cer_ext.linear_token_loss(hidden, weight, target, total, bias, workspace_bytes=1 << 16)
+    close(one_pass.loss.detach(), sum(o.sum() for o in exact).detach(), f"one pass {dtype}", 1e-3)
+    torch.autograd.grad(one_pass.loss, (hidden, weight, bias))
+
 
 def teca_case(device: torch.device, dtype: torch.dtype) -> None:
     entropy = torch.rand(5, 300, device=device, dtype=dtype, requires_grad=True)
