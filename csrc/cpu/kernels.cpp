@@ -51,14 +51,6 @@ inline void for_stretches(const T* x, std::int64_t n, Body body) {
   }
 }
 
-// The lines that a stretch some way ahead will read: the hardware's prefetchers stop at every page.
-template <std::int64_t step, typename T>
-inline void prefetch_ahead(const T* x) {
-  constexpr std::int64_t ahead_bytes = 2048;
-  const char* at = reinterpret_cast<const char*>(x) + ahead_bytes;
-  for (std::int64_t i = 0; i < step * static_cast<std::int64_t>(sizeof(T)); i += 64) __builtin_prefetch(at + i);
-}
-
 template <bool value_>
 struct Constant {
   static constexpr bool value = value_;
@@ -118,10 +110,7 @@ std::int64_t fold_below_once(const T* x, std::int64_t n, double m, double b, dou
     return true;
   };
   std::int64_t i = 0;
-  while (i + step <= n && take(x + i, Constant<clamped>{})) {
-    prefetch_ahead<step>(x + i);
-    i += step;
-  }
+  while (i + step <= n && take(x + i, Constant<clamped>{})) i += step;
   if (i < n && n - i < step) {
     T padded[step];
     fill_up(padded, x + i, n - i);
@@ -245,10 +234,7 @@ void grad_loop(const void* entries, std::int64_t n, double m, double b, double a
     }
   };
   std::int64_t i = 0;
-  for (; i + step <= n; i += step) {
-    prefetch_ahead<step>(x + i);
-    stretch(x + i, dx + i);
-  }
+  for (; i + step <= n; i += step) stretch(x + i, dx + i);
   if (i < n) {
     In from[step] = {};
     Out to[step];
