@@ -15,6 +15,12 @@ A low-rank adapter on the head (LoRA) is a wider product, so no (B, L, V) tensor
 
 The price is one (V, D + r) copy of the weight per pass. The alternative, W + s B A, costs the same and has no dropout.
 
+A head that is sharded is gathered for the product, and its gradient is the mean over the processes, as of every other
+parameter. Nobody calls the head's own forward, so the frameworks' hooks on it never fire. FSDP2: the model's forward
+has gathered it where it shares a group with another module; where it does not, it is gathered and reduced here. ZeRO-3:
+DeepSpeed is told that the model's forward uses it, gathers it with the model's own parameters, forward and backward,
+and reduces the gradient.
+
 Whatever a model does to its logits beyond this equation would be wrong silently, so the head is compared with the
 model's own logits when it is added, wherever the weights are in place (sharded or meta weights can't be run there).
 """
@@ -28,7 +34,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Partial
 from transformers import PreTrainedModel
 from transformers.utils import is_peft_available
 from trl.trainer.utils import FusedCausalLMOutput, maybe_gather_lm_head_ctx
@@ -89,7 +95,7 @@ def add_fused_lm_head(
 
         # Prompt and padding are left out before the product; masked_scatter keeps the graph even if nothing is scored.
         log_probs, entropy = _score(
-            head, hidden[scored], target[scored], temperature, logit_scale, softcap, cast_lm_head_to_fp32, outputs
+            self, head, hidden[scored], target[scored], temperature, logit_scale, softcap, cast_lm_head_to_fp32, outputs
         )
         log_probs = log_probs.new_zeros(scored.shape).masked_scatter(scored, log_probs)
         if entropy is not None:
@@ -120,6 +126,7 @@ def logit_transform(text_config) -> tuple[float, float | None]:
 
 
 def _score(
+    model: nn.Module,  # whose forward this is part of
     head: nn.Module,
     hidden: Tensor,  # (N, D)
     target: Tensor,  # (N,)
@@ -137,9 +144,7 @@ def _score(
     else:
         dtype = hidden.dtype
     head = active_head(head)
-    # ZeRO-3 leaves the parameters that it has partitioned empty outside this context.
-    partitioned = [parameter for parameter in head.parameters() if hasattr(parameter, "ds_status")]
-    with torch.autocast(device_type, enabled=False), maybe_gather_lm_head_ctx(*partitioned):
+    with torch.autocast(device_type, enabled=False), _gathered_by_zero3(model, head):
         hidden, weight, bias = head_operands(head, hidden.to(dtype))
         return linear_logprobs_and_entropy(
             hidden,
@@ -151,6 +156,19 @@ def _score(
             softcap=softcap,
             return_entropy="entropy" in outputs,
         )
+
+
+def _gathered_by_zero3(model: nn.Module, head: nn.Module):
+    """ZeRO-3 leaves the parameters that it has partitioned empty outside this context."""
+    partitioned = [parameter for parameter in head.parameters() if hasattr(parameter, "ds_status")]
+    if partitioned:
+        import deepspeed
+
+        # Gathered with the model's own from its next forward on, and in every backward: the weight is multiplied with
+        # again there, and autograd takes no gradient for a parameter that is empty when it arrives.
+        for parameter in partitioned:
+            deepspeed.zero.register_external_parameter(model, parameter)
+    return maybe_gather_lm_head_ctx(*partitioned)
 
 
 def active_head(head: nn.Module) -> nn.Module:
@@ -176,9 +194,9 @@ def head_operands(head: nn.Module, hidden: Tensor) -> tuple[Tensor, Tensor, Tens
         hidden (N, D + R), weight (V, D + R) and bias (V,) or None, in hidden's dtype; R is the sum of the ranks of the
         active LoRA adapters, 0 without.
     """
-    adapters = _active_lora(head)
     base = head.base_layer if _is_lora_linear(head) else head
     weight, bias = _whole(base.weight, hidden.dtype), _whole(getattr(base, "bias", None), hidden.dtype)
+    adapters = _active_lora(head)
     if not adapters:
         return hidden, weight, bias
 
@@ -199,17 +217,30 @@ def _whole(parameter: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     """The parameter unsharded, on its autograd path, in `dtype`."""
     if parameter is None:
         return None
-    if isinstance(parameter, DTensor):  # FSDP2
-        parameter = parameter.full_tensor()
-    elif hasattr(parameter, "ds_id") and torch.is_grad_enabled():
-        if parameter.requires_grad:
-            raise NotImplementedError(
-                "DeepSpeed ZeRO-3 takes the head's weight back before its gradient arrives: the fused head serves a "
-                "frozen head under ZeRO-3 (LoRA on the body). To train the head itself, use FSDP2 or ZeRO-2"
-            )
-        # The backward multiplies by the weight again, after ZeRO-3 has taken it back: it needs a copy of its own.
-        parameter = parameter.clone()
+    if isinstance(parameter, DTensor):
+        parameter = _Unsharded.apply(parameter)
     return parameter.to(dtype)
+
+
+class _Unsharded(torch.autograd.Function):
+    """An FSDP2 parameter outside of its group's forward, all-gathered; its gradient is the mean over the processes.
+
+    DTensor.full_tensor alone would take the gradient of one process for that of all.
+    """
+
+    @staticmethod
+    def forward(ctx, parameter: DTensor) -> Tensor:
+        ctx.mesh, ctx.placements = parameter.device_mesh, parameter.placements
+        ctx.shape, ctx.stride = parameter.shape, parameter.stride()
+        return parameter.full_tensor()
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> DTensor:
+        summands = [Partial()] * ctx.mesh.ndim
+        grad = DTensor.from_local(
+            grad / ctx.mesh.size(), ctx.mesh, summands, run_check=False, shape=ctx.shape, stride=ctx.stride
+        )
+        return grad.redistribute(placements=ctx.placements)
 
 
 def _is_lora_linear(head: nn.Module) -> bool:
