@@ -22,6 +22,7 @@ The TRL privates this rests on are named, with the pinned version, in tests/trai
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import threading
 from collections.abc import Iterator
@@ -31,6 +32,7 @@ import torch
 import trl
 from torch import Tensor
 from transformers.utils import is_peft_available
+from trl.models import prepare_fsdp
 from trl.trainer import grpo_trainer
 from trl.trainer.utils import pad
 
@@ -78,6 +80,15 @@ class CERTrainer(trl.GRPOTrainer):
                 )
             if columns.intersection(("image", "images")) and not self._scored_by_trl:
                 raise ValueError(_NO_PASS_WITH_IMAGES)
+
+    def create_accelerator_and_postprocess(self):
+        super().create_accelerator_and_postprocess()
+        # In mixed precision accelerate has FSDP2 round what the model returns: log-probabilities and entropies would
+        # come back in bfloat16, ratios 1% off. Parameters and products stay in the precision that was asked for.
+        plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
+        policy = getattr(plugin, "mixed_precision_policy", None)
+        if getattr(policy, "output_dtype", None) is not None:
+            plugin.mixed_precision_policy = dataclasses.replace(policy, output_dtype=None)
 
     @property
     def _scored_by_trl(self) -> bool:
@@ -190,14 +201,28 @@ class _NoAdapterIsRefused:
     """Stands for PEFT's adapter class in TRL's check that no adapter is on the head: its own head would ignore one."""
 
 
+def _prepare_fsdp(model, accelerator):
+    """TRL's prepare_fsdp, for the reference, once every process has its weights.
+
+    With cpu_ram_efficient_loading one process per node reads them and the others hold zeros. accelerate hands the
+    policy's weights on when it shards it; the reference would be sharded out of zeros.
+    """
+    if accelerator.state.fsdp_plugin.cpu_ram_efficient_loading:
+        for tensor in (*model.parameters(), *model.buffers()):
+            sent = tensor.detach().to(accelerator.device)
+            torch.distributed.broadcast(sent, src=0)
+            tensor.data.copy_(sent)
+    return prepare_fsdp(model, accelerator)
+
+
 @contextmanager
 def _cer_head() -> Iterator[None]:
-    """While TRL constructs a trainer, two names of its module stand for ours.
+    """While TRL constructs a trainer, three names of its module stand for ours.
 
     `add_fused_lm_head` is called once per model at the one point where it belongs: after TRL has chosen, wrapped and
     cast the models, before FSDP or DeepSpeed take them. Patching afterwards would be too late for the reference.
     """
-    ours = {"add_fused_lm_head": add_fused_lm_head}
+    ours = {"add_fused_lm_head": add_fused_lm_head, "prepare_fsdp": _prepare_fsdp}
     if is_peft_available():
         ours["BaseTunerLayer"] = _NoAdapterIsRefused
     with _construction:

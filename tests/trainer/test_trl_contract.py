@@ -110,7 +110,7 @@ def test_fields_of_the_heads_output():
 
 
 def test_trainer_calls_the_head_by_the_name_we_replace():
-    """`CERTrainer` puts two names into trl.trainer.grpo_trainer while it constructs; nothing else may hang on them."""
+    """`CERTrainer` puts names into trl.trainer.grpo_trainer while it constructs; nothing else may hang on them."""
     source = source_of(grpo_trainer.GRPOTrainer)
     calls = [
         ast.unparse(node)
@@ -136,6 +136,16 @@ def test_trainer_calls_the_head_by_the_name_we_replace():
             "if is_peft_available() and isinstance(target_model.lm_head, BaseTunerLayer):",
         ],
         uses,
+    )
+    require(
+        "where GRPOTrainer shards models for FSDP",
+        ["self.ref_model = prepare_fsdp(self.ref_model, self.accelerator)"],
+        [line.strip() for line in source.splitlines() if "prepare_fsdp(" in line],
+    )
+    require(
+        "the parameters of prepare_fsdp",
+        ["model", "accelerator"],
+        list(inspect.signature(trl.models.prepare_fsdp).parameters),
     )
 
 
