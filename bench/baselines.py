@@ -109,8 +109,9 @@ def plain_torch_teca(entropy: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 
 # Physical limits --------------------------------------------------------------------------------------------------
 def as_words(tensor: torch.Tensor) -> torch.Tensor:
-    """The same bytes as int32: torch streams these at the speed of memory whatever the dtype was."""
-    return tensor.view(-1).view(torch.int32)
+    """The same bytes (but for an odd rest) as int32, which torch streams at the speed of memory whatever the dtype."""
+    flat, in_a_word = tensor.view(-1), max(1, 4 // tensor.element_size())
+    return flat[: flat.numel() // in_a_word * in_a_word].view(torch.int32)
 
 
 def read_once(words: torch.Tensor) -> torch.Tensor:

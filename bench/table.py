@@ -1,64 +1,56 @@
-"""python -m bench.table FILE [FILE ...]: pytest-benchmark JSON in, markdown tables of medians and ratios out.
+"""python -m bench.table FILE [FILE ...]: JSON of the benchmarks in, markdown tables of medians and ratios out.
 
 A ratio beside a peer says how many times longer the peer took than ours in the same interleaved run; beside a limit it
 says how many times longer ours took than the limit.
 """
 
 import argparse
-import json
+import sys
 from pathlib import Path
 
-
-def milliseconds(seconds: float) -> str:
-    return f"{seconds * 1e3:.3g} ms"
+from bench.records import Record, Results, read
 
 
-def extras(info: dict) -> list[str]:
-    """What a benchmark of whole steps adds: the head alone (step minus body), and memory."""
-    rows = []
-    if "head_ratio" in info:
-        rows.append(f"| | the head alone: step minus body | | ours {info['head_ratio']:.2f}x as fast as TRL |")
-    if "step_peak_bytes" in info:
-        peaks = ", ".join(f"{name} {size / 2**20:.0f} MiB" for name, size in info["step_peak_bytes"].items())
-        rows.append(f"| | memory that a step adds at its peak | | {peaks} |")
+def milliseconds(seconds: float | None) -> str:
+    return "failed" if seconds is None else f"{seconds * 1e3:.3g} ms"
+
+
+def rows_of(record: Record) -> list[str]:
+    mine = record.ours.seconds
+    rows = [f"| {record.case} | **{record.ours.name}** | {milliseconds(mine)} | {record.ours.failure or ''} |"]
+    for peer in record.peers:
+        verdict = f"ours {peer.seconds / mine:.2f}x as fast" if peer.seconds and mine else peer.failure or ""
+        rows.append(f"| | {peer.name} | {milliseconds(peer.seconds)} | {verdict} |")
+    if record.limit is not None:
+        verdict = f"ours {mine / record.limit.seconds:.2f}x the limit" if mine else ""
+        rows.append(f"| | limit: {record.limit.name} | {milliseconds(record.limit.seconds)} | {verdict} |")
+    if record.head_ratio is not None:
+        rows.append(f"| | the head alone: step minus body | | ours {record.head_ratio:.2f}x as fast as TRL |")
+    peaks = [f"{v.name} {v.peak_bytes / 2**20:.0f} MiB" for v in record.variants if v.peak_bytes is not None]
+    if peaks:
+        rows.append(f"| | memory added at the peak | | {', '.join(peaks)} |")
     return rows
 
 
-def rows_of(record: dict) -> list[str]:
-    info = record["extra_info"]
-    mine = info["median_s"]
-    case = record["name"].split("[", 1)[1].rstrip("]") if "[" in record["name"] else ""
-    rows = [f"| {case} | **cer_ext** | {milliseconds(mine)} | |"]
-    for name, seconds in info["peers_s"].items():
-        if name.startswith("limit"):
-            verdict = f"ours {mine / seconds:.2f}x the limit"
-        else:
-            verdict = f"ours {seconds / mine:.2f}x as fast"
-        rows.append(f"| | {name} | {milliseconds(seconds)} | {verdict} |")
-    return rows + extras(info)
-
-
-def table(result: dict) -> str:
-    groups: dict[str, list[dict]] = {}
-    for record in result["benchmarks"]:
-        groups.setdefault(record["group"], []).append(record)
-    machine = result["machine_info"]
-    versions = ", ".join(f"{name} {machine[name]}" for name in ("torch", "trl", "transformers") if name in machine)
-    where = machine["gpu"]["name"] if "gpu" in machine else f"{machine['cpu']}, {machine['threads']} threads"
-    lines = [f"{where}; {versions}; medians of interleaved rounds"]
-    for group, records in groups.items():
-        lines += ["", f"### {group}", "", "| case | | median | |", "|---|---|---|---|"]
+def table(results: Results) -> str:
+    lines = [f"{results.where}; medians of interleaved rounds"]
+    for operation, records in results.operations().items():
+        lines += ["", f"### {operation}", "", "| case | | median | |", "|---|---|---|---|"]
         for record in records:
             lines += rows_of(record)
     return "\n".join(lines)
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("files", nargs="+", type=Path, help="written by pytest bench --benchmark-json=FILE")
-    for path in parser.parse_args().files:
-        print(table(json.loads(path.read_text())), end="\n\n")
+    parser.add_argument("files", nargs="+", type=Path, help="JSON of pytest bench, or of bench.gpu.prove")
+    try:
+        for results in [read(path) for path in parser.parse_args(arguments).files]:
+            print(table(results), end="\n\n")
+    except (ValueError, OSError) as error:
+        return f"bench.table: {error}"
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
