@@ -44,9 +44,14 @@ def assert_same_run(ours, stock) -> None:
     """Same samples, same log (but the clock and what only we log), same parameters."""
     (our_trainer, our_samples), (stock_trainer, stock_samples) = ours, stock
     assert our_samples == stock_samples
-    assert len(our_trainer.state.log_history) == len(stock_trainer.state.log_history)
-    for mine, theirs in zip(our_trainer.state.log_history, stock_trainer.state.log_history, strict=True):
-        assert mine.keys() - OURS == theirs.keys()
+    assert_same_log(our_trainer.state.log_history, stock_trainer.state.log_history)
+    assert_same_parameters(dict(our_trainer.model.named_parameters()), dict(stock_trainer.model.named_parameters()))
+
+
+def assert_same_log(ours: list[dict], stock: list[dict]) -> None:
+    assert len(ours) == len(stock)
+    for mine, theirs in zip(ours, stock, strict=True):
+        assert mine.keys() - OURS == theirs.keys() - OURS
         for key in theirs.keys() - _CLOCK:
             if theirs[key] is None:  # what TRL logs for a mean of nothing
                 assert mine[key] is None, key
@@ -54,11 +59,12 @@ def assert_same_run(ours, stock) -> None:
             assert mine[key] == pytest.approx(theirs[key], **LOG_TOLERANCE, nan_ok=True), (
                 f"{key} at step {theirs['step']}: {mine[key]!r}, stock TRL {theirs[key]!r}"
             )
-    their_parameters = dict(stock_trainer.model.named_parameters())
-    for name, parameter in our_trainer.model.named_parameters():
-        torch.testing.assert_close(
-            parameter, their_parameters[name], **PARAMETER_TOLERANCE, msg=lambda m, n=name: f"{n}: {m}"
-        )
+
+
+def assert_same_parameters(ours: dict[str, torch.Tensor], stock: dict[str, torch.Tensor]) -> None:
+    assert ours.keys() == stock.keys()
+    for name, parameter in ours.items():
+        torch.testing.assert_close(parameter, stock[name], **PARAMETER_TOLERANCE, msg=lambda m, n=name: f"{n}: {m}")
 
 
 def compare(load_model, tokenizer, arguments, *, family="qwen3", wrap=lambda model: model, options=dict, **rest):
