@@ -1,0 +1,43 @@
+"""What the benchmarks write, made by the benchmarks themselves: once a session, at their smallest size."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.append(str(ROOT))  # bench/ is not part of the package; last, so that an installed cer_ext comes first
+
+
+@pytest.fixture(scope="session")
+def committed() -> Path:
+    """The published numbers."""
+    return ROOT / "bench" / "results" / "cpu-epyc-zen4.json"
+
+
+@pytest.fixture(scope="session")
+def small_run(tmp_path_factory) -> Path:
+    """From_logits forward in float32 and TECA, two rounds."""
+    path = tmp_path_factory.mktemp("pytest") / "small.json"
+    files = ("bench/bench_from_logits.py", "bench/bench_teca.py")
+    options = ("--size", "smoke", "--rounds", "2", "--device", "cpu", "-q", "-p", "no:cacheprovider")
+    command = [sys.executable, "-m", "pytest", *files, *options, "-k", "forward and not bfloat16"]
+    environment = os.environ | {"TORCHDYNAMO_DISABLE": "1"}  # how fast anything is does not matter: nothing is compiled
+    command += [f"--benchmark-json={path}"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, text=True, capture_output=True)
+    assert done.returncode == 0, done.stdout[-3000:]
+    return path
+
+
+@pytest.fixture(scope="session")
+def head_run(tmp_path_factory) -> Path:
+    """bench.gpu.benchmarks head, one round."""
+    from bench.gpu import benchmarks
+
+    path = tmp_path_factory.mktemp("gpu") / "head.json"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["benchmarks", "head", "--smoke", "--rounds", "1", "--output", str(path)])
+        benchmarks.main()
+    return path
