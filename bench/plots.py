@@ -40,7 +40,8 @@ except ModuleNotFoundError as missing:
 
 OURS, ALSO_OURS, LIMIT = COLOURS[0], COLOURS[5], COLOURS[1]
 ENTROPY_BOUND = 1e-5  # the relative error that the package promises
-COLUMNS, ROWS = 2, 60  # panels side by side; bars and marks in one figure at most (a file stays below 150 KB)
+# Panels side by side; bars and marks in one figure at most, and bars with long names: a file stays below 150 KB.
+COLUMNS, ROWS, LONG_ROWS = 2, 60, 24
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ def time_panel(record: Record) -> Panel:
     """Every variant with its time and how many times ours it is; the limit, and the limit times the GEMMs needed."""
     mine, bars = record.ours.seconds, []
     for variant in record.variants:
-        text = f"failed: {label(variant.failure or 'no time', 60)}"
+        text = f"failed: {label(variant.failure or 'no time', 34)}"
         if variant.seconds is not None:
             text = seconds_text(variant.seconds)
             if variant is not record.ours and mine is not None:
@@ -156,7 +157,7 @@ def error_panels(records: tuple[Record, ...]) -> list[Panel]:
     return made
 
 
-def share_panel(records: tuple[Record, ...]) -> Panel | None:
+def share_panels(records: tuple[Record, ...]) -> list[Panel]:
     bars = []
     for record in records:
         if record.share is None:
@@ -168,7 +169,8 @@ def share_panel(records: tuple[Record, ...]) -> Panel | None:
         name = ", ".join(filter(None, (record.operation, record.case)))
         bars.append(Bar(name, record.share, text, OURS))
     marks = [Mark(1.0, "limit of the same run")]
-    return Panel("Share of the physical limit reached", bars, marks) if bars else None
+    parts = [bars[start : start + LONG_ROWS] for start in range(0, len(bars), LONG_ROWS)]
+    return [Panel("Share of the physical limit reached", part, marks) for part in parts]
 
 
 # Panels to figures ----------------------------------------------------------------------------------------------------
@@ -228,9 +230,9 @@ def figures(results: Results) -> dict[str, Figure]:
     """Every figure that the file has numbers for, by the name of its file."""
     made: dict[str, Figure] = {}
 
-    def add(name: str, title: str, panels: list[Panel], tick: Text, *, log: bool = True) -> None:
+    def add(name: str, title: str, panels: list[Panel], tick: Text, *, rows: int = ROWS, log: bool = True) -> None:
         name = f"{results.name}-{re.sub(r'[^A-Za-z0-9_]+', '-', name).strip('-')}"
-        many = max(1, ROWS // max((panel.rows for panel in panels), default=1))
+        many = max(1, rows // max((panel.rows for panel in panels), default=1))
         for start in range(0, len(panels), many):
             part = f"-{start // many + 1}" if start else ""
             made[name + part] = bars_figure(title, results.where, panels[start : start + many], tick, log=log)
@@ -239,8 +241,8 @@ def figures(results: Results) -> dict[str, Figure]:
         medians = f"{operation}: medians of interleaved rounds"
         add(f"time-{operation}", medians, [time_panel(record) for record in records], seconds_text)
         add(f"memory-{operation}", f"{operation}: memory added at the peak", memory_panels(records), bytes_text)
-    if share := share_panel(results.records):
-        add("share", "cer_ext beside the limits of the machine", [share], "{:.0%}".format, log=False)
+    shares = share_panels(results.records)
+    add("share", "cer_ext beside the limits of the machine", shares, "{:.0%}".format, rows=1, log=False)
     add(
         "entropy-error", "Entropy: largest relative error against float64", error_panels(results.records), "{:g}".format
     )
