@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
+from accelerate.utils import send_to_device
 from torch.utils.data import Sampler
 from transformers import TrainerCallback
 from transformers.trainer_utils import rotate_checkpoints
@@ -233,7 +234,8 @@ class CheckpointMixin:
         if not path.is_file():  # made by stock TRL
             self._step = self.state.global_step * self.args.gradient_accumulation_steps
             return
-        state = torch.load(path, map_location=self.args.device, weights_only=True)
+        # Not the device itself: with several processes on CPU it is called cpu:0, which torch.load does not know.
+        state = send_to_device(torch.load(path, map_location="cpu", weights_only=True), self.args.device)
         self._step = state["step"]
         self._buffered_inputs = state["buffered_inputs"]
         for name, values in state["metrics"].items():
