@@ -108,7 +108,7 @@ class RunArguments:
         default="auto",
         metadata=about(
             "Sampling without vLLM: embedded (a key/value cache that drops finished rows; plain temperature sampling), "
-            "trl (transformers' generate), auto (embedded for the embedded models, else trl)."
+            "trl (transformers' generate), auto (embedded for the embedded models that are not sharded, else trl)."
         ),
     )
 
@@ -313,7 +313,27 @@ def check(run: RunArguments, config, model) -> None:
         looks_local = run.dataset.startswith((".", "/", "~")) or run.dataset.endswith((".json", ".jsonl", ".parquet"))
         if looks_local and not Path(run.dataset).expanduser().exists():
             raise ConfigError(f"dataset: no file {run.dataset}")
+    if run.sampler == "embedded" and shards_the_model(config):
+        raise ConfigError("sampler is embedded, which needs whole weights: under FSDP and ZeRO-3 take --sampler trl")
+    if _zero3(config):
+        zero = config.deepspeed_plugin.deepspeed_config["zero_optimization"]
+        if not zero.get("stage3_gather_16bit_weights_on_model_save"):
+            raise ConfigError(
+                "deepspeed: set zero_optimization.stage3_gather_16bit_weights_on_model_save to true; without it ZeRO-3 "
+                "ends in partitions, not in a model"
+            )
     _check_writable(Path(config.output_dir))
+
+
+def _zero3(config) -> bool:
+    return config.deepspeed_plugin is not None and config.deepspeed_plugin.zero_stage == 3
+
+
+def shards_the_model(config) -> bool:
+    """Whether FSDP or ZeRO-3 leaves each process a part of the weights: then all must make the same forward passes."""
+    if config.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
+        return True
+    return _zero3(config)
 
 
 def _check_writable(output_dir: Path) -> None:

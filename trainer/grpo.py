@@ -91,7 +91,9 @@ def train(run: arguments.RunArguments, config, model_config, command: str) -> in
     tokenizer = load_policy_tokenizer(model_config, config)
     dataset = _problems(run, config, tokenizer)
     embedded = run.sampler == "embedded" or (
-        run.sampler == "auto" and model_config.model_name_or_path == arguments.TINY_BYTES
+        run.sampler == "auto"
+        and model_config.model_name_or_path == arguments.TINY_BYTES
+        and not arguments.shards_the_model(config)
     )
     trainer = build(
         run,

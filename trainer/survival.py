@@ -244,7 +244,10 @@ def _how_to_resume(trainer, command: str) -> str:
     found = complete_checkpoints(trainer.args.output_dir)
     if not found:
         return "No checkpoint was saved."
-    return f"Saved: {found[-1]}\nGo on with: {command} --resume_from_checkpoint {found[-1]}"
+    how = "Go on with"
+    if trainer.args.world_size > 1:
+        how, command = "Go on, launched as before, with", command.removeprefix("python ")
+    return f"Saved: {found[-1]}\n{how}: {command} --resume_from_checkpoint {found[-1]}"
 
 
 def train(trainer, *, resume_from_checkpoint: Path | None = None, command: str = "python -m trainer.grpo") -> int:
@@ -266,6 +269,7 @@ def train(trainer, *, resume_from_checkpoint: Path | None = None, command: str =
             raise
         return 1
     if trainer.stopped_by_signal:
-        _say(f"Stopped after step {trainer.state.global_step}.\n{_how_to_resume(trainer, command)}")
+        if trainer.is_world_process_zero():
+            _say(f"Stopped after step {trainer.state.global_step}.\n{_how_to_resume(trainer, command)}")
         return 128 + (trainer.stop_signals.received or signal.SIGTERM)
     return 0
