@@ -7,16 +7,22 @@ tests do not install: `DS_BUILD_OPS=0 pip install deepspeed`, and DS_ACCELERATOR
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from multi_process_run import CASES
+from multi_process_run import CASES, ZERO3
+from safetensors.torch import load_file
 from same_run import PARAMETER_TOLERANCE, assert_same_log, assert_same_parameters
 from tiny_models import make_model, make_tokenizer
+
+from trainer import grpo
+from trainer.run_log import LOG_FILE, SAMPLES_FILE, read_log
 
 ROOT = Path(__file__).resolve().parents[2]
 TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
@@ -44,6 +50,11 @@ def environment() -> dict[str, str]:
     }
 
 
+def require_deepspeed(sharding: str) -> None:
+    if sharding == "zero3" and importlib.util.find_spec("deepspeed") is None:
+        pytest.skip("no deepspeed here")
+
+
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     """(sharding, case, trainer) -> what each process left; a sharding is launched when it is first asked for."""
@@ -54,8 +65,7 @@ def results(tmp_path_factory):
     launched: dict[str, subprocess.CompletedProcess] = {}
 
     def get(sharding: str, case: str, trainer: str) -> list[dict]:
-        if sharding == "zero3" and importlib.util.find_spec("deepspeed") is None:
-            pytest.skip("no deepspeed here")
+        require_deepspeed(sharding)
         if sharding not in launched:
             program = str(Path(__file__).with_name("multi_process_run.py"))
             launched[sharding] = subprocess.run(
@@ -114,3 +124,60 @@ def test_fsdp2_neither_rounds_nor_loses_the_reference(results, sharding, case):
         if CASES[case].arguments["beta"]:
             assert process["log"][0]["kl"] == pytest.approx(0, abs=1e-6)
             assert process["log"][2]["kl"] > 1e-5
+
+
+@pytest.mark.parametrize("sharding", ["ddp", "zero3"])
+def test_program_is_resumed_by_both_processes_to_the_same_numbers_and_writes_its_files_once(sharding, tmp_path):
+    require_deepspeed(sharding)
+    questions = [{"question": f"Tom has {n} apples and buys 7.", "answer": f"#### {n + 7}"} for n in range(16)]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in questions))
+    options = "--max_completion_length 8 --max_steps 4 --save_strategy steps --save_steps 2 --beta 0.1"
+    options += " --per_device_train_batch_size 4 --learning_rate 0.01"
+    if sharding == "zero3":
+        zero = {**ZERO3["zero_optimization"], "stage3_gather_16bit_weights_on_model_save": True}
+        (tmp_path / "zero3.json").write_text(json.dumps({**ZERO3, "zero_optimization": zero}))
+        options += " --deepspeed zero3.json"
+
+    def train(folder: str, *more: str) -> Path:
+        program = ["trainer.grpo", "--config", "smoke_gsm8k", "--dataset", "train.jsonl", "--output_dir", folder]
+        done = subprocess.run(
+            [sys.executable, "-m", *TORCHRUN, "-m", *program, *options.split(), *more],
+            capture_output=True,
+            text=True,
+            env=environment(),
+            cwd=tmp_path,
+            timeout=900,
+        )
+        assert done.returncode == 0, done.stderr[-6000:]
+        return tmp_path / folder
+
+    whole = train("whole")
+    stopped = shutil.copytree(whole, tmp_path / "stopped")
+    for left in ("checkpoint-4", "final"):
+        shutil.rmtree(stopped / left)
+    train("stopped", "--resume_from_checkpoint", "last")
+
+    expected, got = (load_file(folder / "final" / "model.safetensors") for folder in (whole, stopped))
+    assert expected.keys() == got.keys()
+    assert all(torch.equal(got[name], weight) for name, weight in expected.items())
+    start = load_file(whole / "start" / "model.safetensors")
+    assert max((expected[name] - weight).abs().max() for name, weight in start.items()) > 1e-3
+    events = [json.loads(line) for line in (whole / LOG_FILE).read_text().splitlines()]
+    assert [(event.get("event"), event["step"]) for event in events] == [
+        *[("start", 0), (None, 1), (None, 2), (None, 3), (None, 4), ("end", 4)]
+    ]
+    assert len((whole / SAMPLES_FILE).read_text().splitlines()) == 2 * 4  # samples_per_log of the main process
+    for before, after in zip(read_log(whole / LOG_FILE), read_log(stopped / LOG_FILE), strict=True):
+        assert {name: before[name] for name in ("step", "loss", "kl", "teca", "reward", "grad_norm")} == {
+            name: after[name] for name in ("step", "loss", "kl", "teca", "reward", "grad_norm")
+        }
+
+
+def test_the_embedded_sampler_is_refused_for_a_sharded_model(tmp_path, monkeypatch, capsys):
+    """Its processes would make unequal numbers of forward passes, each of which gathers weights: a deadlock."""
+    data = tmp_path / "train.jsonl"
+    data.write_text(json.dumps({"question": "1 + 1?", "answer": "#### 2"}) + "\n")
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    places = ["--dataset", str(data), "--output_dir", str(tmp_path / "run")]
+    assert grpo.main(["--config", "smoke_gsm8k", *places, "--sampler", "embedded"]) == 2
+    assert "under FSDP and ZeRO-3 take --sampler trl" in capsys.readouterr().err
