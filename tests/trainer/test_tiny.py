@@ -317,10 +317,12 @@ def test_table_says_what_accuracy_alone_and_a_length_penalty_do(tokenizer, model
     problems = draw_problems(4, seed=0, held_out=True)
     row = result_table.summarise(evaluate(model, tokenizer, problems, max_new_tokens=6, seed=0))
     shorter = {**row, "length": row["length"] / 2}
-    rows = {result_table.BEFORE: row, "cer": shorter, "accuracy": row}
+    rows = {result_table.BEFORE: row, "cer": shorter}
+    assert "No control was run" in result_table.result_table(rows, design="explore")
+    longer = {**row, "length": row["length"] * 1.25}
+    rows |= {"accuracy": row, "length_penalty": longer}
     table = result_table.result_table(rows, design="explore")
-    assert "Accuracy alone shortens responses too" in table
-    assert "length" in table
+    assert "accuracy alone +0%, a plain length penalty +25%" in table
     assert re.search(r"\| CER.*-50%", table)
     assert re.search(r"accuracy only.*\+0%", table)
     assert "recaps" not in table

@@ -26,12 +26,10 @@ NAMES = {
     "random": "control: random reward",
 }
 
-HONEST = """\
-- Accuracy alone shortens responses too (every extra token is one more chance to slip), and so does a plain length
-  penalty. What CER adds is the difference to those rows, not to the first one.
+ONE_RUN = """\
 - One run per row: between seeds, lengths differ by several tokens. Intervals are over problems, not over runs."""
 
-HONEST_RECAP = """\
+RECAP = """\
 - This is the counter-example. TECA is a mean, and a recap repeats what is known with certainty: it lowers TECA and says
   nothing. Where CER's length or recaps grow while TECA falls, the reward is being gamed; a reward on the total entropy
   can't be diluted."""
@@ -65,6 +63,25 @@ def summarise(responses: Responses) -> dict[str, float]:
     }
 
 
+def what_controls_say(summaries: dict[str, dict[str, float]]) -> str:
+    """What accuracy alone and a length penalty did, from the rows that are there: CER is read against them."""
+    before = summaries[BEFORE]["length"]
+    did = [
+        f"{name} {100 * (summaries[key]['length'] / before - 1):+.0f}%"
+        for key, name in (("accuracy", "accuracy alone"), ("length_penalty", "a plain length penalty"))
+        if key in summaries
+    ]
+    if not did:
+        return (
+            "- No control was run. Accuracy alone changes the length too, and so does a plain length penalty: without "
+            "them (--controls)\n  nothing can be said about what the entropy in the reward adds."
+        )
+    return (
+        f"- Change of length by the controls: {', '.join(did)}. What the entropy in the reward adds is the "
+        "difference to\n  those rows, not to the first one; accuracies are to be compared with them too."
+    )
+
+
 def result_table(summaries: dict[str, dict[str, float]], *, design: str) -> str:
     """Markdown. `summaries` maps "warm start" and then names of rewards to what `summarise` gives."""
     before = summaries[BEFORE]
@@ -83,5 +100,5 @@ def result_table(summaries: dict[str, dict[str, float]], *, design: str) -> str:
         ]
         rows.append((NAMES.get(name, name), cells))
     caption = f"Held-out problems ({before['problems']:.0f}), design {design}, one sampled response each at T = 1"
-    notes = HONEST + ("\n" + HONEST_RECAP if design == "recap" else "")
-    return f"{to_markdown(Table(caption, [('', columns)], [('', rows)]))}\n\n{notes}\n"
+    notes = [what_controls_say(summaries), ONE_RUN, *([RECAP] if design == "recap" else [])]
+    return "\n".join([to_markdown(Table(caption, [("", columns)], [("", rows)])), "", *notes, ""])
