@@ -293,7 +293,7 @@ def linear_logprobs_and_entropy(
         ignore_index: rows with this target give 0 in every output and no gradient, whatever they hold.
         return_entropy: False gives None for the entropy.
         return_lse: True appends log sum_j exp(z_j).
-        workspace_bytes: most memory for tiles, whatever N and V are; None: 32 MiB on CPU, 512 MiB on CUDA. Besides it a
+        workspace_bytes: most memory for tiles, whatever N and V are; None: 32 MiB on CPU, 256 MiB on CUDA. Besides it a
             call takes O(N D). Results do not depend on it beyond the rounding of the GEMM.
         validate: whether to look at the values of `target` and a tensor `temperature` and raise for bad ones. None: on
             CPU yes, on CUDA no, where it would wait for the device; unvalidated bad rows are NaN.

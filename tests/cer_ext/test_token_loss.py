@@ -330,3 +330,6 @@ def test_planned_whole_rows_fit(workspace_bytes, **shape):
     assert 1 <= tiling.rows <= shape["rows"]
     assert 1 <= tiling.cols <= min(shape["vocabulary"], shape["columns"])
     assert needed(tiling.rows, tiling.cols) <= workspace_bytes
+    # Rows of a tile begin at aligned addresses, and GEMMs have no narrow rests.
+    assert tiling.cols == shape["vocabulary"] or tiling.cols % tiles.FEWEST_COLUMNS == 0
+    assert tiling.rows % 16 == 0 or tiling.rows < 16 or tiling.rows == shape["rows"]
