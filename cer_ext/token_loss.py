@@ -49,8 +49,12 @@ class _Gradients:
         shapes = ((rows, width), (vocabulary, width), (vocabulary,))
         options = {"dtype": ops.real_dtype(head.hidden.dtype), "device": head.hidden.device}
         self.hidden, self.weight, self.bias = (
-            torch.zeros(shape, **options) if need else None for shape, need in zip(shapes, needed, strict=True)
+            torch.empty(shape, **options) if need else None for shape, need in zip(shapes, needed, strict=True)
         )
+        for tensor in (self.hidden, self.bias):
+            if tensor is not None:
+                tensor.zero_()
+        self._fresh = True  # whether weight is still to be written: its first tiles overwrite, nothing is zeroed first
 
     def add_tile(
         self, matrices: Matrices, dlogits: Tensor, part: slice, alive: Rows, columns: slice, weight_tile: Tensor
@@ -63,12 +67,19 @@ class _Gradients:
             else:
                 rows.index_add_(0, alive.index, dlogits @ weight_tile)
         if self.weight is not None:
-            matrices.multiply(dlogits.T, alive.take(matrices.hidden[part]), self.weight[columns], accumulate=True)
+            rows = alive.take(matrices.hidden[part])
+            matrices.multiply(dlogits.T, rows, self.weight[columns], accumulate=not self._fresh)
         if self.bias is not None:
             self.bias[columns] += dlogits.sum(0, dtype=self.bias.dtype)
 
+    def end_rows(self) -> None:
+        """Every column tile of some rows has been added."""
+        self._fresh = False
+
     def spread(self, rows: Rows, total: int) -> tuple[Tensor | None, ...]:
         """(hidden, weight, bias), with zeros in those of the `total` rows of hidden that took no part."""
+        if self._fresh and self.weight is not None:
+            self.weight.zero_()
         hidden = self.hidden
         if hidden is not None and rows.index is not None:
             hidden = hidden.new_zeros((total, hidden.shape[1])).index_copy_(0, rows.index, hidden)
@@ -165,6 +176,7 @@ class _Call(NamedTuple):
             )
             weight_tile = self.matrices.weight_tile(columns)
             gradients.add_tile(self.matrices, dlogits, part, chosen, columns, weight_tile)
+        gradients.end_rows()
 
 
 def _one_pass(
@@ -213,6 +225,15 @@ def _one_pass(
     return loss, logprobs, entropy, gradients.spread(rows, total)
 
 
+def _times(grad: Tensor, factor: Tensor, dtype: torch.dtype, keep: bool) -> Tensor:
+    """grad * factor in `dtype`, rounded once; in grad's own memory where it is not kept and the dtype is its own."""
+    if dtype != grad.dtype or keep:
+        return torch.mul(grad, factor, out=torch.empty_like(grad, dtype=dtype))
+    if factor.device.type == "cpu" and factor.item() == 1.0:
+        return grad
+    return grad.mul_(factor)
+
+
 class _TokenLossFunction(torch.autograd.Function):
     """Carries the gradients that the forward pass made to the backward pass."""
 
@@ -220,7 +241,7 @@ class _TokenLossFunction(torch.autograd.Function):
     def forward(ctx, hidden, weight, bias, head, loss_fn, want_entropy):
         needed = tuple(ctx.needs_input_grad[:3])
         loss, logprobs, entropy, ctx.gradients = _one_pass(head, loss_fn, want_entropy, needed)
-        ctx.like = [None if x is None else (x.shape, x.dtype) for x in (hidden, weight, bias)]
+        ctx.like = [(None, None) if x is None else (x.shape, x.dtype) for x in (hidden, weight, bias)]
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(*(x for x in (logprobs, entropy) if x is not None))
         return loss, logprobs, entropy
@@ -231,12 +252,19 @@ class _TokenLossFunction(torch.autograd.Function):
             ops.refuse_double_backward(ctx)
         if grad_loss is None:
             return (None,) * 6
-        results = []
-        for grad, like in zip(ctx.gradients, ctx.like, strict=True):
-            if grad is not None:
-                shape, dtype = like
-                grad = torch.mul(grad, grad_loss, out=torch.empty_like(grad, dtype=dtype)).view(shape)  # rounds once
-            results.append(grad)
+        if ctx.gradients is None:
+            raise RuntimeError(
+                "linear_token_loss: its gradients were given away by the first backward; a second one needs "
+                "retain_graph=True in the first"
+            )
+        # Private, the same in torch 2.11 to 2.14; test_token_loss.py holds it: True under retain_graph=True.
+        keep = torch._C._autograd._get_current_graph_task_keep_graph()
+        results = [
+            None if grad is None else _times(grad, grad_loss, dtype, keep).view(shape)
+            for grad, (shape, dtype) in zip(ctx.gradients, ctx.like, strict=True)
+        ]
+        if not keep:
+            ctx.gradients = None
         return (*results, None, None, None)
 
 
@@ -285,8 +313,8 @@ def linear_token_loss(
             means more rows at a time and so fewer passes over the weight.
         validate: as in :func:`linear_logprobs_and_entropy`.
 
-    Besides the workspace a call holds the wanted gradients in float32 (float64) until its graph is released: `backward`
-    multiplies them by the upstream gradient and rounds them to the dtype of the inputs, once.
+    Besides the workspace a call holds the wanted gradients in float32 (float64) until `backward`, which multiplies them
+    by the upstream gradient, rounds them to the dtype of the inputs, once, and gives them away.
 
     Under autocast the operands are cast as torch.nn.functional.linear would. Under torch.compile the call is a graph
     break: it runs eagerly.
@@ -299,7 +327,7 @@ def linear_token_loss(
         TypeError: an argument of the wrong type or dtype; a `loss_fn` that returns no floating point scalar.
         ValueError: a shape, device or value that does not fit; a `workspace_bytes` in which no row fits; a `loss_fn`
             that uses another tensor that requires grad.
-        RuntimeError: a backward with create_graph=True.
+        RuntimeError: a backward with create_graph=True; a second backward where the first did not retain the graph.
 
     Source: csrc/softmax_state.h for the recurrence; gradients made in the forward pass as in Liger-Kernel.
 

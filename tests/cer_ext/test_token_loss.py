@@ -212,6 +212,17 @@ def test_gradients_add_up_over_calls_and_a_tied_weight(device):
     assert_relative(ours.grad, theirs.grad, 4e-6, "tied weight", atol=1e-5)
 
 
+def test_float32_gradients_are_given_away_and_not_copied(device):
+    hidden, weight, _, target = head(device)
+    weight.requires_grad_()
+    loss = linear_token_loss(hidden, weight, target, total).loss
+    (made,) = (x for x in loss.grad_fn.gradients if x is not None)
+    address = made.data_ptr()
+    del made
+    loss.backward()
+    assert weight.grad.data_ptr() == address
+
+
 def test_autocast_casts_the_operands_and_not_the_loss(device):
     hidden, weight, bias, target = head(device)
     h, w = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
@@ -289,6 +300,8 @@ def test_a_second_backward_adds_and_a_double_one_is_refused():
     once = hidden.grad.clone()
     (2 * loss).backward()
     assert_relative(hidden.grad, 3 * once, 1e-6, "grad_hidden")
+    with pytest.raises(RuntimeError, match="given away by the first backward"):
+        loss.backward()
     loss = linear_token_loss(hidden, weight, target, total).loss
     with pytest.raises(RuntimeError, match="double backward is not supported"):
         torch.autograd.grad(loss, hidden, create_graph=True)
