@@ -169,6 +169,32 @@ auto teca_backward_by(Launch launch) {
   };
 }
 
+void pack_hidden(Address hidden, int64_t rows, int64_t width, int64_t row_stride, Address packed, int threads) {
+  cer::PackHidden p;
+  p.hidden = at<const void>(hidden);
+  p.rows = rows;
+  p.width = width;
+  p.row_stride = row_stride;
+  p.packed = at<void>(packed);
+  const py::gil_scoped_release release;
+  cer::cpu::pack_hidden(p, threads);
+}
+
+void head_tile(Address packed_hidden, int64_t rows, int64_t width, Address weight, int64_t weight_row_stride,
+               int64_t cols, Address logits, int64_t logits_row_stride, int threads) {
+  cer::HeadTile p;
+  p.packed_hidden = at<const void>(packed_hidden);
+  p.rows = rows;
+  p.width = width;
+  p.weight = at<const void>(weight);
+  p.weight_row_stride = weight_row_stride;
+  p.cols = cols;
+  p.logits = at<float>(logits);
+  p.logits_row_stride = logits_row_stride;
+  const py::gil_scoped_release release;
+  cer::cpu::head_tile(p, threads);
+}
+
 // The first row whose target is neither ignore_index nor in [0, vocabulary); -1: none.
 int64_t first_bad_target(Address target, int64_t rows, int64_t ignore_index, int64_t vocabulary) {
   const int64_t* t = at<const int64_t>(target);
@@ -206,6 +232,9 @@ PYBIND11_MODULE(_C, m) {
   m.def("cpu_grad_tile", grad_tile_by<int>(cpu::grad_tile));
   m.def("cpu_teca_forward", teca_forward_by<int>(cpu::teca_forward));
   m.def("cpu_teca_backward", teca_backward_by<int>(cpu::teca_backward));
+  m.def("cpu_has_head_tile", cpu::has_head_tile, "Whether the CPU kernels in use multiply bfloat16 into float sums.");
+  m.def("cpu_pack_hidden", pack_hidden);
+  m.def("cpu_head_tile", head_tile);
   m.def("cpu_first_bad_target", first_bad_target);
   m.def("set_cpu_isa", cpu::set_isa,
         "For tests and benchmarks: run the CPU kernels of this instruction set (build()['cpu_isas_runnable']) from now "

@@ -1,6 +1,8 @@
 // Every operation of csrc, once: a parameter struct and one declaration per device.
 //
-// Data's way: logits tile -> fold_tile -> row states -> finish_rows -> log-probabilities, entropies, row statistics
+// Data's way: hidden states -> pack_hidden; packed hidden states, weight -> head_tile -> logits tile (bfloat16 on a CPU;
+//             a GEMM of torch makes the tile elsewhere)
+//             logits tile -> fold_tile -> row states -> finish_rows -> log-probabilities, entropies, row statistics
 //             logits tile, row statistics, upstream gradients -> grad_tile -> dlogits
 //             entropies -> teca_forward / teca_backward
 //
@@ -99,6 +101,31 @@ struct GradTile {
   std::int64_t dlogits_row_stride = 0;
 };
 
+// pack_hidden: bfloat16 hidden states as head_tile reads them. Panels of 14 consecutive rows (the last: the rest), and
+// in a panel of r rows (pairs, r) words of 32 bits, word (k, i) = entries 2k (low) and 2k + 1 of row i; an odd width is
+// filled up with a zero. No gaps: panels begin at 14 pairs words from each other, rows * pairs words in all.
+struct PackHidden {
+  const void* hidden = nullptr;  // (rows, width) bfloat16, entries of a row adjacent
+  std::int64_t rows = 0;
+  std::int64_t width = 0;
+  std::int64_t row_stride = 0;  // elements
+  void* packed = nullptr;       // (rows, 2 ceil(width / 2)) bfloat16's worth of memory, aligned to 4 bytes
+};
+
+// head_tile: logits = hidden weight^T. Products of bfloat16 are exact in float, sums are float and in one order for every
+// tiling and number of threads; nothing is rounded to bfloat16. Subnormal operands and sums count as zero.
+// CPU only, and only where has_head_tile() says so.
+struct HeadTile {
+  const void* packed_hidden = nullptr;  // of pack_hidden
+  std::int64_t rows = 0;
+  std::int64_t width = 0;
+  const void* weight = nullptr;  // (cols, width) bfloat16, entries of a row adjacent, any alignment of the element
+  std::int64_t weight_row_stride = 0;
+  std::int64_t cols = 0;
+  float* logits = nullptr;  // (rows, cols), columns adjacent
+  std::int64_t logits_row_stride = 0;
+};
+
 // teca_forward: over the tokens of each response, in order, the mean of the entropies so far (and the last of them).
 // Padded: (responses, length) with an optional mask. Packed: response i is entropy[cu_seqlens[i] : cu_seqlens[i + 1]].
 // Where mask is 0 the token is not part of the response: teca is 0 there and its entropy (NaN too) is never used.
@@ -134,6 +161,10 @@ void finish_rows(const FinishRows& p, int threads);
 void grad_tile(const GradTile& p, int threads);
 void teca_forward(const Teca& p, int threads);
 void teca_backward(const TecaBackward& p, int threads);
+// Whether the instruction set in use multiplies bfloat16 into float sums (AVX512-BF16).
+bool has_head_tile();
+void pack_hidden(const PackHidden& p, int threads);
+void head_tile(const HeadTile& p, int threads);
 }  // namespace cpu
 
 namespace cuda {

@@ -15,6 +15,10 @@ struct BlockSums {
   double m, c, r, u;
 };
 
+// The shapes that head_strip multiplies: columns of a strip, rows of a panel of packed hidden states (kernels.h).
+constexpr std::int64_t kStripColumns = 32;
+constexpr std::int64_t kPanelRows = 14;
+
 // Arrays are indexed by ScalarType. Entries are x, b is the inverse temperature; all sums are over the n entries.
 struct IsaKernels {
   const char* name;
@@ -38,6 +42,12 @@ struct IsaKernels {
   // out = e^d (a + h d), d = b(x-m); grad[logits' type][out's type], null where one is double and the other is not.
   // out may be x.
   void (*grad[4][4])(const void* x, std::int64_t n, double m, double b, double a, double h, void* out);
+
+  // logits (rows, cols), cols <= kStripColumns, = hidden weight^T of bfloat16, summed in float; hidden packed in panels.
+  // Null where the instruction set has no such product.
+  void (*head_strip)(const std::uint32_t* packed_hidden, std::int64_t rows, std::int64_t width,
+                     const std::uint16_t* weight, std::int64_t weight_row_stride, std::int64_t cols, float* logits,
+                     std::int64_t logits_row_stride);
 };
 
 namespace baseline {

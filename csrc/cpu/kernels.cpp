@@ -31,6 +31,8 @@ namespace cer::cpu::CER_ISA {
 
 #include "cpu/elementary.h"
 
+#include "cpu/head_strip.h"
+
 namespace {
 
 template <std::int64_t step, typename T>
@@ -266,6 +268,11 @@ constexpr IsaKernels kernels = {
      {grad<BFloat16, float>, grad<BFloat16, BFloat16>, grad<BFloat16, Float16>, nullptr},
      {grad<Float16, float>, grad<Float16, BFloat16>, grad<Float16, Float16>, nullptr},
      {nullptr, nullptr, nullptr, grad<double, double>}},
+#if defined(__AVX512BF16__)
+    head_strip,
+#else
+    nullptr,
+#endif
 };
 
 }  // namespace cer::cpu::CER_ISA
