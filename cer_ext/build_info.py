@@ -46,7 +46,8 @@ def build_info() -> BuildInfo:
     Returns:
         dict with `version`, `torch`, what the native part says of itself (`compiler`, `cpu_isas` compiled, `cpu_isa`
         chosen, `cuda`, ...), `cupy` (version or None), `cpu_backend` and `cuda_backend` (text: which kernels serve
-        tensors there, and why). print() shows it as a page.
+        tensors there, and why), `cpu_bfloat16_logits` (text: what multiplies a bfloat16 head there). print() shows it
+        as a page.
 
     Example:
         >>> import cer_ext
@@ -67,5 +68,10 @@ def build_info() -> BuildInfo:
         **native,
         cupy=cupy,
         cpu_backend=f"native kernels for {native['cpu_isa']}, up to {torch.get_num_threads()} threads (as torch)",
+        cpu_bfloat16_logits=(
+            "products of bfloat16 summed in float32, by the kernel head_tile (weights with contiguous rows)"
+            if ops.has_head_tile()
+            else f"torch's float32 GEMM on float32 copies: {native['cpu_isa']} has no product of bfloat16"
+        ),
         cuda_backend=cuda,
     )

@@ -7,10 +7,10 @@ In: hidden (..., D), weight (V, D), bias (V,), target (...). Out: logprobs, entr
 The matrix of logits is cut into tiles. Forward: GEMM of a tile into one reused buffer, the tile folded into its rows'
 states. Backward: the same GEMM again, dlogits written over the tile, two GEMMs (one for a frozen weight) of it into the
 gradients. The vocabulary is the outer loop and the rows the inner one, so that each part of the weight, the largest
-operand, is read (on CPU in low precision: converted) once per pass.
+operand, is read (on CPU in low precision, where torch multiplies it: converted) once per pass.
 
-Peak memory beyond inputs and outputs: `workspace_bytes` + O(N D), the latter a float32 copy of low-precision hidden
-states on CPU and the float32 accumulator of grad_hidden.
+Peak memory beyond inputs and outputs: `workspace_bytes` + O(N D), the latter a copy of low-precision hidden states on
+CPU (float32, or packed for our own product, or both) and the float32 accumulator of grad_hidden.
 
 The alternative that lost: rows outside, vocabulary inside. It needs no (5, N) states between tiles, but reads the whole
 weight once per row tile.
@@ -72,10 +72,9 @@ def _forward(
         bias = None if bias is None else bias.to(dtype).contiguous()
         transform = ops.Transform(logit_scale, softcap, 1.0 / temperature_all, rows.inverse, bias)
         for columns in matrices.tiling.column_tiles(vocabulary):
-            weight_tile = matrices.weight_tile(columns)
             for part in matrices.tiling.row_tiles(n):
                 ops.fold_tile(
-                    matrices.logits_tile(part, columns, weight_tile),
+                    matrices.logits_tile(part, columns),
                     rows.target[part],
                     states[:, part],
                     transform.tile(part, columns),
@@ -155,9 +154,8 @@ def _backward(
     bias = None if bias is None else bias.to(dtype).contiguous()
     transform = ops.Transform(logit_scale, softcap, 1.0 / temperature_all, rows.inverse, bias)
     for columns in matrices.tiling.column_tiles(vocabulary):
-        weight_tile = matrices.weight_tile(columns)
         for part in matrices.tiling.row_tiles(n):
-            tile = matrices.logits_tile(part, columns, weight_tile)
+            tile = matrices.logits_tile(part, columns)
             dlogits = matrices.dlogits_tile(tile)
             ops.grad_tile(
                 tile,
@@ -170,6 +168,7 @@ def _backward(
                 first_column=columns.start,
             )
             if need_hidden:
+                weight_tile = matrices.weight_tile(columns)
                 matrices.multiply(dlogits, weight_tile, grad_rows[part], accumulate=columns.start > 0)
             if need_weight:
                 out = matrices.grad_weight_tile(grad_weight, columns)

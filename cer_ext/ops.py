@@ -175,6 +175,34 @@ def first_bad_target(target: Tensor, ignore_index: int, vocabulary: int) -> int:
     return int(found[0]) if found.numel() else -1
 
 
+def has_head_tile() -> bool:
+    """Whether the CPU kernels in use multiply bfloat16 operands into float32 sums (AVX512-BF16)."""
+    return _C.cpu_has_head_tile()
+
+
+def pack_hidden(hidden: Tensor, packed: Tensor) -> None:
+    """packed (rows, D rounded up to even), contiguous <- bfloat16 hidden (rows, D), any row stride, for head_tile."""
+    rows, width = hidden.shape
+    _C.cpu_pack_hidden(hidden.data_ptr(), rows, width, hidden.stride(0), packed.data_ptr(), torch.get_num_threads())
+
+
+def head_tile(packed: Tensor, weight: Tensor, logits: Tensor) -> None:
+    """logits (rows, cols) float32 <- hidden weight^T: hidden packed by pack_hidden, bfloat16 weight (cols, D), any row
+    stride."""
+    rows, cols = logits.shape
+    _C.cpu_head_tile(
+        packed.data_ptr(),
+        rows,
+        weight.shape[1],
+        weight.data_ptr(),
+        weight.stride(0),
+        cols,
+        logits.data_ptr(),
+        logits.stride(0),
+        torch.get_num_threads(),
+    )
+
+
 def fold_tile(
     logits: Tensor, target: Tensor, states: Tensor, transform: Transform, *, first_column: int = 0, fresh: bool = True
 ) -> None:

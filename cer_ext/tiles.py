@@ -3,13 +3,16 @@
 In: hidden (n, D), weight (V, D), a number of bytes. Out: tiles of hidden weight^T in reused buffers, in float32
 (float64 for float64 inputs), and products of their gradients with the weight and the hidden states.
 
-Logits are float32 accumulators in every case: for bfloat16 and float16 the GEMM runs on the low-precision inputs with
-float32 output on CUDA, and on float32 copies of them on CPU, where torch has no such GEMM. float32 GEMMs follow torch's
-own setting (torch.backends.cuda.matmul.allow_tf32 and its successors): with TF32 on, logits carry its rounding.
+Logits are float32 accumulators in every case. On CUDA the GEMM of bfloat16 and float16 runs on the inputs with float32
+output. On CPU torch has no such GEMM: bfloat16 logits are made by one of our own (ops.head_tile) where the processor
+multiplies bfloat16, and everything else in low precision is multiplied as float32 copies: float16, a weight whose rows
+are not contiguous, and the products of dlogits, which bfloat16 would round. float32 GEMMs follow torch's own setting
+(torch.backends.cuda.matmul.allow_tf32 and its successors): with TF32 on, logits carry its rounding.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -148,11 +151,18 @@ class Rows(NamedTuple):
         return slice(start, stop), self.index[part] - start
 
 
+def multiplies_bfloat16(hidden: Tensor, weight: Tensor) -> bool:
+    """Whether ops.head_tile makes their logits: bfloat16, a CPU that multiplies it, a weight with contiguous rows."""
+    on_cpu = hidden.device.type == "cpu" and hidden.dtype == torch.bfloat16
+    return on_cpu and weight.stride(1) == 1 and ops.has_head_tile()
+
+
 class Matrices:
     """The GEMMs of one call, in the precision of its inputs, with float32 (float64) results in reused buffers.
 
-    hidden (n, D) and weight (V, D) as given; on CPU, low-precision ones are read through float32 copies. One tile of
-    logits is there at a time, or with `whole_rows` those of all columns of the same rows.
+    hidden (n, D) and weight (V, D) as given; on CPU, torch's products read low-precision ones through float32 copies,
+    made where one first needs them. One tile of logits is there at a time, or with `whole_rows` those of all columns of
+    the same rows.
     """
 
     def __init__(
@@ -169,16 +179,18 @@ class Matrices:
         low = hidden.dtype != self.real
         self.upcasts = low and hidden.device.type == "cpu"
         self.mixed = low and not self.upcasts  # low-precision operands, float32 result
-        self.hidden = hidden.to(self.real) if self.upcasts else hidden
+        self._given = hidden
         self.weight = weight
         rows, width = hidden.shape
+        own_product = self.upcasts and multiplies_bfloat16(hidden, weight)
+        copies_weight = self.upcasts and (backward or not own_product)
         vocabulary = weight.shape[0]
         size = self.real.itemsize
         device = hidden.device
         separate_dlogits = self.mixed and backward
         separate_grad = low and weight_grad  # grad_weight accumulates in float32, then rounds into the output
         low_size = hidden.dtype.itemsize if separate_dlogits else 0
-        bytes_per_column = width * size * (self.upcasts + separate_grad)
+        bytes_per_column = width * size * (copies_weight + separate_grad)
         if whole_rows:
             self.tiling = plan_whole_rows(
                 rows,
@@ -190,6 +202,9 @@ class Matrices:
                 columns=WHOLE_ROW_COLUMNS[device.type],
             )
         else:
+            preferred_columns = PREFERRED_COLUMNS[device.type]
+            if own_product and not copies_weight:  # nothing but logits to keep in the cache: few rows may be longer
+                preferred_columns *= max(1, PREFERRED_ROWS[device.type] // rows)
             self.tiling = plan_tiles(
                 rows,
                 vocabulary,
@@ -197,24 +212,49 @@ class Matrices:
                 bytes_per_logit=size + low_size,
                 bytes_per_column=bytes_per_column,
                 preferred_rows=PREFERRED_ROWS[device.type],
-                preferred_columns=PREFERRED_COLUMNS[device.type],
+                preferred_columns=preferred_columns,
             )
         tile_rows, cols = self.tiling
         self._whole_rows = whole_rows
         self._tile = torch.empty(tile_rows * (vocabulary if whole_rows else cols), dtype=self.real, device=device)
         self._dlogits = torch.empty(tile_rows * cols, dtype=hidden.dtype, device=device) if separate_dlogits else None
-        self._weight = torch.empty((cols, width), dtype=self.real, device=device) if self.upcasts else None
+        self._weight = torch.empty((cols, width), dtype=self.real, device=device) if copies_weight else None
+        self._converted: slice | None = None  # the columns whose copy is in _weight
+        self._packed = self._pack() if own_product else None
         self._grad = torch.empty((cols, width), dtype=self.real, device=device) if separate_grad else None
 
-    def weight_tile(self, columns: slice) -> Tensor:
-        """weight[columns] (cols, D) as an operand."""
-        tile = self.weight[columns]
-        return self._weight[: tile.shape[0]].copy_(tile) if self.upcasts else tile
+    def _pack(self) -> Tensor:
+        """hidden as ops.head_tile reads it, each row tile packed by itself: (n, D rounded up to even)."""
+        rows, width = self._given.shape
+        hidden = self._given if self._given.stride(1) == 1 else self._given.contiguous()
+        packed = torch.empty((rows, width + width % 2), dtype=hidden.dtype)
+        for part in self.tiling.row_tiles(rows):
+            ops.pack_hidden(hidden[part], packed[part])
+        return packed
 
-    def logits_tile(self, rows: slice, columns: slice, weight_tile: Tensor) -> Tensor:
-        """hidden[rows] weight[columns]^T (rows, cols) in the reused buffer."""
-        hidden = self.hidden[rows]
-        return self.multiply(hidden, weight_tile.T, self.kept_tile(hidden.shape[0], columns), accumulate=False)
+    @functools.cached_property
+    def hidden(self) -> Tensor:
+        """hidden (n, D) as an operand of torch's products."""
+        return self._given.to(self.real) if self.upcasts else self._given
+
+    def weight_tile(self, columns: slice) -> Tensor:
+        """weight[columns] (cols, D) as an operand of torch's products; asked again for the same columns, no work."""
+        tile = self.weight[columns]
+        if not self.upcasts:
+            return tile
+        copy = self._weight[: tile.shape[0]]
+        if columns != self._converted:
+            copy.copy_(tile)
+            self._converted = columns
+        return copy
+
+    def logits_tile(self, rows: slice, columns: slice) -> Tensor:
+        """hidden[rows] weight[columns]^T (rows, cols) in the reused buffer. `rows` is one of the tiling's row tiles."""
+        out = self.kept_tile(rows.stop - rows.start, columns)
+        if self._packed is None:
+            return self.multiply(self.hidden[rows], self.weight_tile(columns).T, out, accumulate=False)
+        ops.head_tile(self._packed[rows], self.weight[columns], out)
+        return out
 
     def kept_tile(self, rows: int, columns: slice) -> Tensor:
         """Where the logits of the current `rows` rows lie, (rows, cols)."""

@@ -56,12 +56,11 @@ class _Gradients:
                 tensor.zero_()
         self._fresh = True  # whether weight is still to be written: its first tiles overwrite, nothing is zeroed first
 
-    def add_tile(
-        self, matrices: Matrices, dlogits: Tensor, part: slice, alive: Rows, columns: slice, weight_tile: Tensor
-    ) -> None:
+    def add_tile(self, matrices: Matrices, dlogits: Tensor, part: slice, alive: Rows, columns: slice) -> None:
         """What one tile adds: dlogits (n, cols) of those rows of `part` that are alive."""
         if self.hidden is not None:
             rows = self.hidden[part]
+            weight_tile = matrices.weight_tile(columns)
             if alive.index is None:
                 matrices.multiply(dlogits, weight_tile, rows, accumulate=True)
             else:
@@ -137,7 +136,7 @@ class _Call(NamedTuple):
         n, device, dtype = target.numel(), target.device, self.matrices.real
         states = ops.new_states(n, device)
         for columns in self.matrices.tiling.column_tiles(self.vocabulary):
-            tile = self.matrices.logits_tile(part, columns, self.matrices.weight_tile(columns))
+            tile = self.matrices.logits_tile(part, columns)
             transform = self.transform.tile(part, columns)
             first = columns.start
             ops.fold_tile(tile, target, states, transform, first_column=first, fresh=first == 0)
@@ -174,8 +173,7 @@ class _Call(NamedTuple):
                 dlogits,
                 first_column=columns.start,
             )
-            weight_tile = self.matrices.weight_tile(columns)
-            gradients.add_tile(self.matrices, dlogits, part, chosen, columns, weight_tile)
+            gradients.add_tile(self.matrices, dlogits, part, chosen, columns)
         gradients.end_rows()
 
 

@@ -1,0 +1,208 @@
+"""The product of bfloat16 operands with float32 sums that makes the logits of bfloat16 heads on CPUs with AVX512-BF16.
+
+Held to a float64 product of the same operands: of D terms summed in float32 in any order, the error is at most
+D eps / (1 - D eps) sum |a b| (Higham, Accuracy and Stability of Numerical Algorithms, section 3.1), eps = 2^-24.
+"""
+
+import pytest
+import torch
+from exact import assert_relative
+from test_from_hidden import check, head
+
+from cer_ext import _C, build_info, linear_logprobs_and_entropy, linear_token_loss, ops, reference, tiles
+
+EPS = 2.0**-24
+needs_head_tile = pytest.mark.skipif(not ops.has_head_tile(), reason="this processor does not multiply bfloat16")
+
+
+@pytest.fixture(params=_C.build()["cpu_isas_runnable"])
+def isa(request):
+    before = _C.set_cpu_isa(request.param)
+    yield request.param
+    _C.set_cpu_isa(before)
+
+
+def operands(rows, cols, width, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    hidden = torch.randn(rows, width, generator=generator).bfloat16()
+    return hidden, torch.randn(cols, width, generator=generator).bfloat16()
+
+
+def product(hidden, weight, logits=None):
+    """hidden weight^T by head_tile."""
+    rows, width = hidden.shape
+    packed = torch.empty((rows, width + width % 2), dtype=torch.bfloat16)
+    ops.pack_hidden(hidden, packed)
+    logits = torch.full((rows, weight.shape[0]), torch.nan) if logits is None else logits
+    ops.head_tile(packed, weight, logits)
+    return logits
+
+
+def assert_within_bound(logits, hidden, weight):
+    exact = hidden.double() @ weight.double().T
+    bound = 1.01 * hidden.shape[1] * EPS * (hidden.double().abs() @ weight.double().abs().T)
+    error = (logits.double() - exact).abs() - bound
+    assert not error.isnan().any()
+    assert (error <= 0).all(), (
+        f"worst at {divmod(int(error.argmax()), logits.shape[1])}: {error.max():.2e} over the bound"
+    )
+
+
+# Panels are 14 rows, strips 32 columns, chunks 256 pairs: one below, at and above each of them, and several.
+@needs_head_tile
+@pytest.mark.parametrize("rows", [1, 2, 13, 14, 15, 33, 64])
+@pytest.mark.parametrize("cols", [1, 16, 17, 31, 32, 33, 100])
+def test_every_count_of_rows_and_columns_matches_float64(rows, cols):
+    hidden, weight = operands(rows, cols, 70)
+    assert_within_bound(product(hidden, weight), hidden, weight)
+
+
+@needs_head_tile
+@pytest.mark.parametrize("width", [1, 2, 3, 31, 32, 33, 511, 512, 513, 1023, 1025, 4096])
+def test_every_width_matches_float64(width):
+    hidden, weight = operands(17, 45, width)
+    assert_within_bound(product(hidden, weight), hidden, weight)
+
+
+@needs_head_tile
+def test_exactly_representable_products_are_exact():
+    hidden, weight, _, _ = head(torch.device("cpu"), rows=40, vocabulary=300, width=600, dtype=torch.bfloat16)
+    assert torch.equal(product(hidden, weight).double(), hidden.double() @ weight.double().T)
+
+
+@needs_head_tile
+def test_strides_of_hidden_weight_and_logits_are_followed():
+    hidden, weight = operands(20, 50, 101)
+    expected = product(hidden, weight)
+    wide_hidden, wide_weight = torch.full((20, 205), torch.nan).bfloat16(), torch.full((50, 109), torch.nan).bfloat16()
+    wide_hidden[:, 3:104], wide_weight[:, 5:106] = hidden, weight
+    wide = torch.full((20, 64), 7.0)
+    assert torch.equal(product(wide_hidden[:, 3:104], wide_weight[:, 5:106], wide[:, 9:59]), expected)
+    assert (wide[:, :9] == 7).all()
+    assert (wide[:, 59:] == 7).all()
+    one = weight[:1].expand(50, 101)  # row stride 0
+    assert torch.equal(product(hidden, one), expected[:, :1].expand(20, 50))
+
+
+@needs_head_tile
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_nan_and_infinity_reach_their_row_or_column_and_no_other(value):
+    for width in (37, 600):
+        hidden, weight = operands(30, 70, width)
+        clean = product(hidden, weight)
+        hidden[20, width - 1] = value
+        weight[40, 0] = value
+        logits, expected = product(hidden, weight), hidden.float() @ weight.float().T
+        assert torch.equal(logits.isnan(), expected.isnan())
+        assert torch.equal(logits.isinf(), expected.isinf())
+        assert torch.equal(logits[logits.isinf()].sign(), expected[expected.isinf()].sign())
+        clean[20], clean[:, 40] = 0, 0
+        logits[20], logits[:, 40] = 0, 0
+        assert torch.equal(logits, clean)
+
+
+@needs_head_tile
+def test_a_logit_does_not_depend_on_threads_or_on_what_else_is_in_the_tile():
+    hidden, weight = operands(45, 130, 777)
+    whole = product(hidden, weight)
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3, 64):  # 64: more threads than strips, so the rows are shared out too
+            torch.set_num_threads(threads)
+            assert torch.equal(product(hidden, weight), whole), f"{threads} threads"
+    finally:
+        torch.set_num_threads(before)
+    for rows in (1, 5, 14, 32):
+        for cols in (1, 7, 32, 64):
+            tiled = torch.full_like(whole, torch.nan)
+            for i in range(0, 45, rows):
+                for j in range(0, 130, cols):
+                    product(hidden[i : i + rows], weight[j : j + cols], tiled[i : i + rows, j : j + cols])
+            assert torch.equal(tiled, whole), f"tiles of {rows} x {cols}"
+
+
+@needs_head_tile
+def test_nothing_to_multiply_writes_nothing_and_an_empty_sum_is_zero():
+    hidden, weight = operands(3, 5, 8)
+    assert product(hidden[:0], weight).shape == (0, 5)
+    assert product(hidden, weight[:0]).shape == (3, 0)
+    assert (product(hidden[:, :0], weight[:, :0]) == 0).all()
+
+
+@needs_head_tile
+def test_workspace_and_threads_do_not_show_in_the_log_probabilities():
+    """Data on no grid: sums in another order would differ in their last bits."""
+    hidden, weight = operands(45, 1000, 300)
+    target = torch.arange(45)
+    results = []
+    before = torch.get_num_threads()
+    try:
+        for threads, workspace_bytes in ((1, None), (2, None), (2, 64 * 45 * 4), (2, 64 * 4 * 20)):
+            torch.set_num_threads(threads)
+            results.append(linear_logprobs_and_entropy(hidden, weight, target, workspace_bytes=workspace_bytes))
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        for a, b in zip(other, results[0], strict=True):
+            assert_relative(
+                a, b, 2e-7, "another tiling", atol=1e-6
+            )  # states merge in another order, logits are the same
+
+
+@needs_head_tile
+def test_the_forward_pass_makes_no_float32_copies(monkeypatch):
+    """Nor accounts for any: the workspace holds 8 rows of logits of 64 columns and not a byte more."""
+
+    def refuse(self, columns):
+        raise AssertionError("a float32 copy of the weight was asked for")
+
+    monkeypatch.setattr(tiles.Matrices, "weight_tile", refuse)
+    hidden, weight = operands(8, 200, 64)
+    target = torch.arange(8)
+    linear_logprobs_and_entropy(hidden, weight, target, workspace_bytes=64 * 4 * 8)
+    matrices = tiles.Matrices(hidden, weight, 0, backward=False, weight_grad=False)
+    matrices.logits_tile(slice(0, 8), slice(0, 200))
+    assert "hidden" not in vars(matrices)
+
+
+def gradients(function, hidden, weight, target):
+    inputs = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
+    logprobs, entropy = function(*inputs, target)
+    (0.7 * logprobs.sum() - 1.3 * entropy.sum()).backward()
+    return tuple(x.grad for x in inputs)
+
+
+def token_loss_gradients(hidden, weight, target):
+    inputs = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
+    linear_token_loss(*inputs, target, lambda lp, h, rows: 0.7 * lp.sum() - 1.3 * h.sum()).loss.backward()
+    return tuple(x.grad for x in inputs)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "rows apart", "transposed"])
+@pytest.mark.parametrize("width", [1, 23, 64])
+def test_every_instruction_set_keeps_the_contract(isa, layout, width):
+    """bfloat16 heads to float64 of the same operands, 1e-5, multiplied by head_tile or not."""
+    hidden, weight, bias, target = head(torch.device("cpu"), rows=37, width=width, dtype=torch.bfloat16)
+    if layout == "rows apart":
+        hidden = torch.cat([hidden, hidden], 1)[:, width:]
+        weight = torch.cat([weight, weight], 1)[:, :width]
+    elif layout == "transposed":
+        hidden, weight = hidden.T.contiguous().T, weight.T.contiguous().T
+    check(hidden, weight, target, bias)
+    half_ulp = torch.finfo(torch.bfloat16).eps / 2
+    expected = gradients(reference.linear_logprobs_and_entropy, hidden.double(), weight.double(), target)
+    for actual in (
+        gradients(linear_logprobs_and_entropy, hidden, weight, target),
+        token_loss_gradients(hidden, weight, target),
+    ):
+        for a, e, what in zip(actual, expected, ("grad_hidden", "grad_weight"), strict=True):
+            assert_relative(a, e, 1.05 * half_ulp, what, atol=1e-5 * float(e.abs().max()))
+
+
+def test_build_info_says_what_multiplies_bfloat16_heads(isa):
+    said = build_info()["cpu_bfloat16_logits"]
+    assert ops.has_head_tile() == (isa == "avx512bf16") == ("head_tile" in said)
+    if not ops.has_head_tile():
+        assert isa in said
+        with pytest.raises(RuntimeError, match=f"no product of bfloat16 in the instruction set {isa}"):
+            product(*operands(2, 3, 4))
