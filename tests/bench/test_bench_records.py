@@ -29,9 +29,14 @@ def test_pytest_records_hold_the_numbers_of_the_file(committed):
 
 
 def test_share_counts_the_gemms_that_the_work_amounts_to(committed):
-    """from_hidden: 2 N D V per GEMM; one forward, three forward + backward with a frozen weight."""
+    """from_hidden: 2 N D V per GEMM; one forward, in one pass two with a frozen weight and three with a trained one."""
     by_operation = read(committed).operations()
-    for operation, gemms in (("from_hidden forward", 1), ("from_hidden forward + backward, frozen weight", 3)):
+    one_pass = "from_hidden loss and gradients in one pass"
+    for operation, gemms in (
+        ("from_hidden forward", 1),
+        (f"{one_pass}, frozen weight", 2),
+        (f"{one_pass}, trained weight", 3),
+    ):
         record = by_operation[operation][0]
         assert record.case.startswith("qwen3-0.6b, 512 x 1024 x 151936, ")
         assert record.limit.times == pytest.approx(gemms)
