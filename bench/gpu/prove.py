@@ -49,7 +49,9 @@ class Proof:
 
     def run(self, *command, site: str = "site", log: str, **environment: str) -> tuple[int, str]:
         """One bounded process; its output goes to DIR/LOG.log. Returns (exit code, last lines)."""
-        environment = {**os.environ, "PYTHONPATH": str(self.work / site), "PYTHONUNBUFFERED": "1", **environment}
+        # The wheel first; peers may lie on the caller's path.
+        search = os.pathsep.join(filter(None, [str(self.work / site), os.environ.get("PYTHONPATH")]))
+        environment = {**os.environ, "PYTHONPATH": search, "PYTHONUNBUFFERED": "1", **environment}
         path = self.output / f"{log}.log"
         with path.open("w") as stream:
             try:
