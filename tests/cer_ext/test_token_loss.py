@@ -40,10 +40,10 @@ def two_passes(hidden, weight, bias, target, loss_fn, scale=1.0, function=None, 
     return (loss, logprobs, entropy), tuple(x.grad for x in inputs)
 
 
-def workspace(rows, dtype=torch.float32, vocabulary=300, width=24):
+def workspace(rows, dtype=torch.float32, vocabulary=300, width=24, device=None):
     """Enough for `rows` rows of the vocabulary and no more."""
     size = 8 if dtype == torch.float64 else 4
-    upcast = dtype in LOW and not torch.cuda.is_available()
+    upcast = dtype in LOW and (device is None or device.type == "cpu")
     return rows * vocabulary * (size + 2 * (dtype in LOW and not upcast)) + vocabulary * width * size * upcast
 
 
@@ -73,7 +73,7 @@ def test_loss_and_gradients_match_float64(device, options, rows_at_a_time, dtype
 def test_low_precision_gradients_round_once_after_the_upstream_factor(device, rows_at_a_time, dtype):
     arguments = head(device, rows=200, dtype=dtype, scale=0.25)
     loss_fn = policy_loss(torch.linspace(-1, 1, 200, device=device))
-    small = {} if rows_at_a_time is None else {"workspace_bytes": workspace(rows_at_a_time, dtype)}
+    small = {} if rows_at_a_time is None else {"workspace_bytes": workspace(rows_at_a_time, dtype, device=device)}
     _, gradients = one_pass(*arguments, loss_fn, scale=0.3, **small)
     _, right = two_passes(*doubles(arguments), loss_fn, scale=0.3)
     half_ulp = torch.finfo(dtype).eps / 2
