@@ -3,7 +3,7 @@
     benchmarks, methods, model  ->  DIR/settings.json, DIR/records-{benchmark}-{method}.jsonl
     --score FILE, model         ->  the same, for the responses in FILE, teacher-forced
 
-The records hold text, grade, length and, for every response token, entropy and TECA (trainer/evaluation/records.py).
+The records hold text, grade, length and, for every response token, entropy and TECA (trainer/records/record_files.py).
 A run that ended in any way is continued by the same command: what is there is kept, the batch in flight is repeated.
 
     python -m trainer.evaluate --model Qwen/Qwen3-4B --benchmarks gsm8k,aime24 --methods thinking,cod --output base
@@ -17,7 +17,7 @@ import argparse
 import logging
 import sys
 
-from trainer.evaluation.problems import BENCHMARKS
+from trainer.evaluation.benchmarks import BENCHMARKS
 from trainer.evaluation.prompts import METHODS
 from trainer.evaluation.requests import DTYPES, ENGINES, Sampling
 

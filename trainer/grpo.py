@@ -8,7 +8,7 @@ any model is loaded. Exit codes: 0 done, 1 failed, 2 wrong command line, 130 and
 import sys
 from pathlib import Path
 
-from trainer import arguments
+from trainer.training import arguments
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -25,7 +25,7 @@ def main(argv: list[str] | None = None) -> int:
         _quiet(config)
         command = arguments.command_without_resume(argv)
         if run.dataset == arguments.TINY:
-            from trainer.tiny.experiment import run_experiment
+            from trainer.experiment.run import run_experiment
 
             return run_experiment(run, config, command)
         return train(run, config, model, command)
@@ -78,11 +78,11 @@ def train(run: arguments.RunArguments, config, model_config, command: str) -> in
     """Trains one policy on one data set. Returns the exit code."""
     from trl import get_peft_config, get_quantization_config
 
-    from trainer.checkpoints import resolve_resume
-    from trainer.grpo_run import build, carry_out
-    from trainer.policy import load_policy, load_policy_tokenizer
     from trainer.rewards import reward_function
-    from trainer.tiny.sampler import rollout
+    from trainer.sampling.rollout import rollout
+    from trainer.training.checkpoints import resolve_resume
+    from trainer.training.policy import load_policy, load_policy_tokenizer
+    from trainer.training.run import build, carry_out
 
     try:
         resume = resolve_resume(config.resume_from_checkpoint, config.output_dir)

@@ -28,12 +28,12 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import cached_file
 
-from trainer.evaluation.settings import fingerprint
 from trainer.merging.adapter import AdapterFiles, find_adapter
 from trainer.merging.merge import attach, merge
 from trainer.merging.staging import require_free, staged_directory
 from trainer.merging.verify import agreement, checksums, logits_of, require_same_from_disk, token_sequences
-from trainer.reporting.runs import labelled_directories
+from trainer.records.directories import labelled_directories
+from trainer.records.settings import fingerprint
 
 RECORD_NAME = "merge_record.json"
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}

@@ -21,14 +21,14 @@ import re
 import sys
 from pathlib import Path
 
-from trainer.evaluation.records import Record
 from trainer.plotting import evaluation
 from trainer.plotting.case import case
 from trainer.plotting.curves import Series, find_case, read_series, typical
 from trainer.plotting.style import FORMATS, save, style
 from trainer.plotting.token_page import token_page
 from trainer.plotting.training import training
-from trainer.reporting.runs import labelled_directories
+from trainer.records.directories import labelled_directories
+from trainer.records.record_files import Record
 
 LOG_NAME = "log.jsonl"
 
@@ -119,7 +119,9 @@ def _case_records(
 def _training(
     directories: list[tuple[str, Path]], order: list[str], output: Path, formats: tuple[str, ...]
 ) -> list[Path]:
-    from trainer.run_log import read_log  # brings torch and transformers along: seconds that figures of records save
+    from trainer.training.run_log import (
+        read_log,  # brings torch and transformers along: seconds that figures of records save
+    )
 
     logs = [(label, read_log(path / LOG_NAME)) for label, path in directories]
     made, absent = training(logs, order=order)

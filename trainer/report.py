@@ -15,10 +15,11 @@ from __future__ import annotations
 import argparse
 import sys
 
-from trainer.reporting import tables, tidy
+from trainer.records.directories import labelled_directories
+from trainer.reporting import report_tables, tidy
 from trainer.reporting.comparison import compare
 from trainer.reporting.results import Row, summarise
-from trainer.reporting.runs import Run, labelled_directories, load_run
+from trainer.reporting.runs import Run, load_run
 from trainer.reporting.table import Table, to_latex, to_markdown
 
 
@@ -57,15 +58,15 @@ def main(args: argparse.Namespace) -> int:
     if runs:
         pass_at = [_positive(k) for k in args.pass_at.split(",")] if args.pass_at else None
         results = summarise(runs, baseline=args.baseline, pass_at=pass_at, seed=args.seed)
-        made += tables.result_tables(results, seed=args.seed, intervals=not args.no_intervals)
+        made += report_tables.result_tables(results, seed=args.seed, intervals=not args.no_intervals)
         rows += tidy.results_csv(results)
     if args.compare:
         for a, b in _pairs(args.compare, runs):
             found = compare(a, b, seed=args.seed)
-            made.append(tables.comparison_table(a, b, found, seed=args.seed))
+            made.append(report_tables.comparison_table(a, b, found, seed=args.seed))
             rows += tidy.comparison_csv(a, b, found)
     if args.published:
-        made += tables.published_tables()
+        made += report_tables.published_tables()
         rows += tidy.published_csv()
     if args.format == "csv":
         print(tidy.to_csv(rows))

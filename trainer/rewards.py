@@ -64,7 +64,7 @@ def cer_reward(
         ValueError: `teca` is missing or not finite for a right answer.
 
     A mean is diluted by certain tokens, so this reward also pays for padding: see total_entropy_reward and
-    trainer/padding_alarm.py. Source: arXiv 2510.02249.
+    trainer/training/padding_alarm.py. Source: arXiv 2510.02249.
     """
     correct = grade_completions(completions, ground_truth, log_metric)
     return _reward_of(correct, _checked("teca", teca, correct), weight)

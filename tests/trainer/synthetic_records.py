@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from trainer.evaluation.records import RecordWriter
+from trainer.records.record_files import RecordWriter
 
 
 def make_record(

@@ -17,10 +17,10 @@ from transformers import Qwen3ForCausalLM
 
 from trainer import evaluate
 from trainer.evaluation.answers import token_texts
-from trainer.evaluation.problems import load_problems
+from trainer.evaluation.benchmarks import load_problems
 from trainer.evaluation.prompts import METHODS, encode_prompt, methods, render
-from trainer.evaluation.records import check_record, read_records
-from trainer.evaluation.settings import fingerprint, read_settings
+from trainer.records.record_files import check_record, read_records
+from trainer.records.settings import fingerprint, read_settings
 from trainer.tiny.model import build_model
 from trainer.tiny.problems import draw_problems
 from trainer.tiny.tokenizer import byte_tokenizer, word_tokenizer

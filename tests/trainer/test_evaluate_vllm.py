@@ -17,9 +17,9 @@ from transformers import AutoModelForCausalLM
 
 from trainer import evaluate
 from trainer.evaluation import loading
-from trainer.evaluation.records import read_records
 from trainer.evaluation.requests import Request, Sampling
 from trainer.evaluation.scoring import Scorer
+from trainer.records.record_files import read_records
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed here")
 

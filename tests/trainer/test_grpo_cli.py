@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from trainer import arguments, grpo
-from trainer.checkpoints import complete_checkpoints
-from trainer.run_log import LOG_FILE, SAMPLES_FILE, read_log
+from trainer import grpo
+from trainer.training import arguments
+from trainer.training.checkpoints import complete_checkpoints
+from trainer.training.run_log import LOG_FILE, SAMPLES_FILE, read_log
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -22,7 +22,7 @@ from same_run import PARAMETER_TOLERANCE, assert_same_log, assert_same_parameter
 from tiny_models import make_model, make_tokenizer
 
 from trainer import grpo
-from trainer.run_log import LOG_FILE, SAMPLES_FILE, read_log
+from trainer.training.run_log import LOG_FILE, SAMPLES_FILE, read_log
 
 ROOT = Path(__file__).resolve().parents[2]
 TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"]

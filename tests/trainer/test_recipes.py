@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from trainer import arguments
+from trainer.training import arguments
 
 QWEN = ["qwen3_4b_gsm8k", "qwen3_8b_gsm8k"]
 

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from trainer.evaluation.records import RecordWriter, read_records, record_path, rounded
+from trainer.records.record_files import RecordWriter, read_records, record_path, rounded
 
 
 def make_record(identity="p1", sample=0, **changes):

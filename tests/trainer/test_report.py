@@ -14,10 +14,11 @@ import pytest
 from synthetic_records import make_record, write_run
 
 from trainer import report
+from trainer.records.directories import labelled_directories
 from trainer.reporting.comparison import compare
 from trainer.reporting.published import BENCHMARKS, PUBLISHED, inconsistencies
 from trainer.reporting.results import AVERAGE, Row, summarise
-from trainer.reporting.runs import labelled_directories, load_run
+from trainer.reporting.runs import load_run
 from trainer.reporting.statistics import Ratio, bootstrap, interval, pass_at_k, share_interval
 
 

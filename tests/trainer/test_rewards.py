@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.padding_alarm import padding_alarm
 from trainer.rewards import (
     REWARDS,
     accuracy_reward,
@@ -23,6 +22,7 @@ from trainer.rewards import (
     reward_function,
     total_entropy_reward,
 )
+from trainer.training.padding_alarm import padding_alarm
 
 RIGHT, WRONG = r"so \boxed{7}", r"so \boxed{8}"
 

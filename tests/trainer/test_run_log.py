@@ -7,13 +7,13 @@ import torch
 from datasets import Dataset
 from trl import GRPOConfig
 
-from trainer import run_log, survival
-from trainer.arguments import RunArguments
-from trainer.grpo_run import build
+from trainer.sampling.rollout import rollout
 from trainer.tiny.model import build_model
 from trainer.tiny.problems import draw_problems
-from trainer.tiny.sampler import rollout
 from trainer.tiny.tokenizer import word_tokenizer
+from trainer.training import run_log, survival
+from trainer.training.arguments import RunArguments
+from trainer.training.run import build
 
 
 def length_reward(completions, completion_ids, log_metric, **kwargs):

@@ -12,9 +12,9 @@ from transformers import DynamicCache
 
 from trainer import evaluate
 from trainer.evaluation.engine_transformers import TransformersEngine
-from trainer.evaluation.records import read_records
 from trainer.evaluation.requests import Request, Sampling
 from trainer.evaluation.scoring import Scorer
+from trainer.records.record_files import read_records
 
 SEQUENCES = [
     ((3, 7, 9, 4), tuple(range(6, 40))),

@@ -15,14 +15,14 @@ from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import RepeatSampler
 
-from trainer import checkpoints, survival
-from trainer.arguments import RunArguments
-from trainer.grpo_run import build
-from trainer.run_log import LOG_FILE, read_log
+from trainer.sampling.rollout import rollout
 from trainer.tiny.model import build_model
 from trainer.tiny.problems import draw_problems
-from trainer.tiny.sampler import rollout
 from trainer.tiny.tokenizer import load_tokenizer, word_tokenizer
+from trainer.training import checkpoints, survival
+from trainer.training.arguments import RunArguments
+from trainer.training.run import build
+from trainer.training.run_log import LOG_FILE, read_log
 
 
 @pytest.fixture(scope="module")

@@ -9,13 +9,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from trainer.experiment import result_table, warm_start
+from trainer.experiment.held_out import entropies, evaluate
+from trainer.experiment.warm_start import WarmStartSettings
+from trainer.sampling import rollout
 from trainer.tiny import problems as word_problems
-from trainer.tiny import result_table, sampler, warm_start
-from trainer.tiny.evaluate import entropies, evaluate
 from trainer.tiny.model import build_model
 from trainer.tiny.problems import DESIGNS, draw_problems, draw_response
 from trainer.tiny.tokenizer import byte_tokenizer, load_tokenizer, word_tokenizer
-from trainer.tiny.warm_start import WarmStartSettings
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +157,7 @@ def test_sampling_at_temperature_zero_is_greedy_generation_of_transformers(token
     expected = [row[: row.index(end) + 1] if end in row else row for row in free]
     lengths = {len(row) for row in expected}
     assert len(lengths) > 1, "the case must have rows that end at different steps"
-    actual = sampler.sample(
+    actual = rollout.sample(
         model, prompts, max_new_tokens=24, temperature=1e-6, end_ids=[end], pad_id=tokenizer.pad_token_id
     )
     assert actual == expected
@@ -166,7 +167,7 @@ def test_sampled_tokens_have_the_models_distribution(tokenizer, model):
     (prompt,) = prompts_of(tokenizer, 1)
     n, temperature = 20_000, 1.7
     torch.manual_seed(0)
-    drawn = sampler.sample(
+    drawn = rollout.sample(
         model, [prompt] * n, max_new_tokens=1, temperature=temperature, end_ids=[0], pad_id=tokenizer.pad_token_id
     )
     counts = torch.bincount(torch.tensor(drawn)[:, 0], minlength=len(tokenizer)).double()
@@ -183,10 +184,10 @@ def test_sampler_draws_from_the_generator_that_checkpoints_save(tokenizer, model
     prompts = prompts_of(tokenizer, 3)
     arguments = {"max_new_tokens": 12, "temperature": 1.0, "end_ids": [tokenizer.eos_token_id], "pad_id": 0}
     torch.manual_seed(4)
-    first = sampler.sample(model, prompts, **arguments)
+    first = rollout.sample(model, prompts, **arguments)
     torch.manual_seed(4)
-    assert sampler.sample(model, prompts, **arguments) == first
-    assert sampler.sample(model, prompts, **arguments) != first
+    assert rollout.sample(model, prompts, **arguments) == first
+    assert rollout.sample(model, prompts, **arguments) != first
     assert all(1 <= len(row) <= 12 for row in first)
 
 
@@ -194,7 +195,7 @@ def test_sampler_draws_from_the_generator_that_checkpoints_save(tokenizer, model
 def test_rollout_refuses_sampling_options_it_does_not_have(option):
     args = {"top_p": 1.0, "top_k": 0, "min_p": None, "repetition_penalty": 1.0, **option}
     with pytest.raises(ValueError, match=f"{next(iter(option))}=.*--sampler trl"):
-        sampler.rollout([], SimpleNamespace(args=SimpleNamespace(**args)))
+        rollout.rollout([], SimpleNamespace(args=SimpleNamespace(**args)))
 
 
 # --- warm start

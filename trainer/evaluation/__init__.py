@@ -3,7 +3,7 @@
 run_generation.py        options -> every response that a directory lacks, generated
 run_scoring.py           options -> every response of a file that a directory lacks, scored
 
-problems.py              benchmark name or local file -> problems
+benchmarks.py            benchmark name or local file -> problems
 prompts.py               question, method -> rendered prompt
 requests.py              what an engine is asked, what it answers, how a record's seed is made
 loading.py               options -> tokenizer, model, engine
@@ -13,7 +13,5 @@ scoring.py               given responses -> entropies, teacher-forced, in bounde
 scoring_input.py         a file of responses -> rows to score
 
 answers.py               token ids, entropies -> record: text, TECA, extracted answer, grade
-records.py               the JSONL files: written so that a kill loses at most the batch in flight, read, resumed
-settings.py              settings and provenance of a directory; a changed one is refused
 progress.py              the progress bar
 """

@@ -14,9 +14,9 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 import cer_ext
-from trainer.evaluation.records import Record, rounded
 from trainer.evaluation.requests import Response
 from trainer.grading import extract_answer, grade
+from trainer.records.record_files import Record, rounded
 
 _LONGEST_CHARACTER = 4  # tokens, if each is one byte of UTF-8
 _INCOMPLETE = "\ufffd"  # what a decoder writes for bytes that are no character (yet)

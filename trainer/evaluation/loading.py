@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from trainer.evaluation.requests import Engine, Sampling
-from trainer.evaluation.settings import fingerprint
+from trainer.records.settings import fingerprint
 
 _DEFAULT_BATCH = {"transformers": 32, "vllm": 256}
 

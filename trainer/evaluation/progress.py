@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from tqdm.auto import tqdm
 
-from trainer.evaluation.records import Record, RecordWriter
+from trainer.records.record_files import Record, RecordWriter
 
 
 @dataclass

@@ -15,13 +15,13 @@ from transformers import PreTrainedTokenizerBase
 
 from trainer.evaluation import loading
 from trainer.evaluation.answers import make_record
+from trainer.evaluation.benchmarks import Problem, load_problems
 from trainer.evaluation.loading import ModelSource
-from trainer.evaluation.problems import Problem, load_problems
 from trainer.evaluation.progress import Progress
 from trainer.evaluation.prompts import Method, encode_prompt, methods, render
-from trainer.evaluation.records import RecordWriter, record_path
 from trainer.evaluation.requests import Engine, Request, Sampling, request_seed
-from trainer.evaluation.settings import claim_directory
+from trainer.records.record_files import RecordWriter, record_path
+from trainer.records.settings import claim_directory
 
 log = logging.getLogger("trainer.evaluate")
 

@@ -8,11 +8,11 @@ from trainer.evaluation import loading
 from trainer.evaluation.loading import ModelSource
 from trainer.evaluation.progress import Progress
 from trainer.evaluation.prompts import methods
-from trainer.evaluation.records import RecordWriter
 from trainer.evaluation.requests import Sampling
 from trainer.evaluation.scoring import Scorer
 from trainer.evaluation.scoring_input import ScoringRow, read_scoring_input
-from trainer.evaluation.settings import claim_directory, file_fingerprint
+from trainer.records.record_files import RecordWriter
+from trainer.records.settings import claim_directory, file_fingerprint
 
 _BATCH_SIZE = 8
 

@@ -25,8 +25,8 @@ from transformers import PreTrainedTokenizerBase
 
 from trainer.evaluation.answers import make_record
 from trainer.evaluation.prompts import Method, encode_prompt, render
-from trainer.evaluation.records import Record, record_path
 from trainer.evaluation.requests import Response
+from trainer.records.record_files import Record, record_path
 
 _UNNAMED = ("given", "given")  # benchmark and method of a row that names none
 

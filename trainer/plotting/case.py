@@ -8,9 +8,9 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.figure import Figure
 
-from trainer.evaluation.records import Record
 from trainer.plotting.style import NEUTRAL, RIGHT, figure, label
-from trainer.reporting.runs import title
+from trainer.records.names import title
+from trainer.records.record_files import Record
 
 _POINTS = 1500  # more cannot be seen on paper, and a 16,384-token response would make a file of megabytes
 

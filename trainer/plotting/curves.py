@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from trainer.evaluation.records import Record, read_records
-from trainer.reporting.runs import benchmarks_in_order, in_order, title
+from trainer.records.names import benchmarks_in_order, methods_in_order, title
+from trainer.records.record_files import Record, read_records
 from trainer.reporting.statistics import Ratio, bootstrap
 
 GRID = np.linspace(0.0, 1.0, 101)
@@ -62,7 +62,7 @@ def read_series(runs: list[tuple[str, Path]]) -> list[Series]:
                 )
             )
         benchmarks = benchmarks_in_order({benchmark for benchmark, _ in rows})
-        methods = in_order({method for _, method in rows}, ("thinking", "no_thinking", "cod", "ccot", "cer"))
+        methods = methods_in_order({method for _, method in rows})
         for key in ((b, m) for b in benchmarks for m in methods if (b, m) in rows):
             problem, sample, correct, length, curves = zip(*rows[key], strict=True)
             made.append(

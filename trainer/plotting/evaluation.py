@@ -15,7 +15,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 
 from trainer.plotting.curves import GRID, Series, mean_curve
 from trainer.plotting.style import COLOURS, RIGHT, WRONG, figure, label, panel_titles
-from trainer.reporting.runs import benchmarks_in_order, title
+from trainer.records.names import benchmarks_in_order, title
 
 _PERCENT = 100 * GRID
 

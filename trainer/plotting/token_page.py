@@ -17,8 +17,8 @@ import html
 import math
 import unicodedata
 
-from trainer.evaluation.records import Record
-from trainer.reporting.runs import title
+from trainer.records.names import title
+from trainer.records.record_files import Record
 
 LEVELS = 16
 _CHART_WIDTH, _CHART_HEIGHT, _CHART_POINTS = 1000, 120, 1000
@@ -91,7 +91,7 @@ def token_page(record: Record) -> str:
     """The page of one response.
 
     Args:
-        record: as trainer.evaluation.records defines it; tokens, token_entropies and teca are used in full.
+        record: as trainer.records.record_files defines it; tokens, token_entropies and teca are used in full.
     """
     entropy, teca = record["token_entropies"], record["teca"]
     top_entropy, top_teca = _scale(entropy, share=0.99), _scale(teca, share=0.95)

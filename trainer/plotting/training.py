@@ -1,6 +1,6 @@
 """Training curves from the log of a run: length (mean, min, max), clipped share, TECA, accuracy, reward.
 
-In: records of trainer.run_log. Out: a figure with a panel per quantity that any run has logged.
+In: records of trainer.training.run_log. Out: a figure with a panel per quantity that any run has logged.
 """
 
 from __future__ import annotations

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from trainer.records.names import benchmarks_in_order, title
 from trainer.reporting.per_problem import per_problem, problems_with_fewer, samples_per_problem
 from trainer.reporting.results import AVERAGE, Row
-from trainer.reporting.runs import benchmarks_in_order, samples_asked, title
+from trainer.reporting.runs import samples_asked
 from trainer.reporting.statistics import Estimate, Ratio, bootstrap, interval, share_interval
 
 

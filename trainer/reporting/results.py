@@ -16,8 +16,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from trainer.records.names import benchmarks_in_order, title
 from trainer.reporting.per_problem import per_problem, problems_with_fewer, samples_per_problem
-from trainer.reporting.runs import Responses, Run, benchmarks_in_order, samples_asked, title
+from trainer.reporting.runs import Responses, Run, samples_asked
 from trainer.reporting.statistics import UNDEFINED, Estimate, Ratio, bootstrap, interval, pass_at_k, share_interval
 
 AVERAGE = "average"

@@ -7,7 +7,7 @@ In: settings.  Out: a directory with a model and tokenizer that transformers loa
 Matrices are trained by Muon, the rest by AdamW: AdamW alone did not reach useful accuracy in the same time. The
 learning rate falls linearly to zero over the last half.
 
-The cache key is a hash of everything the result depends on: the settings, the source of this package's files that make
+The cache key is a hash of everything the result depends on: the settings, the source of the files that make
 problems, tokenizer and model, and the versions of torch and transformers. A directory appears in the cache by one
 rename, so it is complete or absent.
 """
@@ -33,7 +33,7 @@ from trainer.tiny import problems
 from trainer.tiny.model import build_model
 from trainer.tiny.tokenizer import load_tokenizer, word_tokenizer
 
-_SOURCES = ("problems.py", "tokenizer.py", "model.py", "warm_start.py")
+_SOURCES = ("tiny/problems.py", "tiny/tokenizer.py", "tiny/model.py", "experiment/warm_start.py")
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def cache_key(settings: WarmStartSettings) -> str:
     """A name that changes whenever the warm-started model could."""
     digest = hashlib.sha256()
     for name in _SOURCES:
-        digest.update(Path(__file__).with_name(name).read_bytes())
+        digest.update((Path(__file__).parents[1] / name).read_bytes())
     versions = {"torch": torch.__version__, "transformers": transformers.__version__}
     digest.update(json.dumps([dataclasses.asdict(settings), versions], sort_keys=True).encode())
     return f"warm-start-{settings.design}-{digest.hexdigest()[:16]}"

@@ -11,8 +11,8 @@ In: per policy a summary of its held-out responses.  Out: markdown, and the same
 import math
 from statistics import mean, stdev
 
+from trainer.experiment.held_out import Responses
 from trainer.reporting.table import Table, TableCell, to_markdown
-from trainer.tiny.evaluate import Responses
 
 Z = 1.959964
 BEFORE = "warm start"

@@ -24,17 +24,17 @@ import transformers
 import trl
 from datasets import Dataset
 
-from trainer.arguments import ConfigError, RunArguments
-from trainer.checkpoints import complete_checkpoints, resolve_resume
-from trainer.grpo_run import build, carry_out
+from trainer.experiment import curves
+from trainer.experiment.held_out import Responses, evaluate
+from trainer.experiment.result_table import BEFORE, result_table, summarise
+from trainer.experiment.warm_start import WarmStartSettings, cache_key, load, warm_start
 from trainer.rewards import reward_function
-from trainer.run_log import append_line
-from trainer.tiny import curves
-from trainer.tiny.evaluate import Responses, evaluate
+from trainer.sampling.rollout import rollout
 from trainer.tiny.problems import draw_problems
-from trainer.tiny.result_table import BEFORE, result_table, summarise
-from trainer.tiny.sampler import rollout
-from trainer.tiny.warm_start import WarmStartSettings, cache_key, load, warm_start
+from trainer.training.arguments import ConfigError, RunArguments
+from trainer.training.checkpoints import complete_checkpoints, resolve_resume
+from trainer.training.run import build, carry_out
+from trainer.training.run_log import append_line
 
 _TRAINING_PROBLEMS = 4096
 

@@ -15,8 +15,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from cer_ext import linear_logprobs_and_entropy, teca_last
 from trainer.grading import grade
+from trainer.sampling.rollout import sample
 from trainer.tiny.problems import Problem, count_explorations, count_recaps
-from trainer.tiny.sampler import sample
 
 _BATCH = 64
 

@@ -11,11 +11,11 @@ In: settings, model, tokenizer, data, reward functions.  Out: an exit code, and 
 import warnings
 from pathlib import Path
 
-from trainer import survival
-from trainer.arguments import RunArguments
 from trainer.cer_trainer import CERTrainer
-from trainer.checkpoints import CheckpointMixin, remove_leftovers
-from trainer.run_log import MeasuredMixin, report_here
+from trainer.training import survival
+from trainer.training.arguments import RunArguments
+from trainer.training.checkpoints import CheckpointMixin, remove_leftovers
+from trainer.training.run_log import MeasuredMixin, report_here
 
 
 class GRPORun(MeasuredMixin, survival.SurvivalMixin, CheckpointMixin, CERTrainer):
@@ -37,7 +37,7 @@ def build(run: RunArguments, config, *, model, reward_funcs: list, train_dataset
 
 
 def carry_out(trainer: GRPORun, *, resume_from_checkpoint: Path | None, command: str) -> int:
-    """Trains to the end; saves the model there. The exit code: 0, or what trainer/survival.py says."""
+    """Trains to the end; saves the model there. The exit code: 0, or what trainer/training/survival.py says."""
     if trainer.args.should_save:
         remove_leftovers(trainer.args.output_dir)
     code = survival.train(trainer, resume_from_checkpoint=resume_from_checkpoint, command=command)

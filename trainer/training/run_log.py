@@ -6,7 +6,7 @@ Measured here and added to what TRL logs, so that every tracker (TensorBoard, wa
                                             are known (TECA, reference, rewards); forward, backward and update
     tokens_per_second                       prompt and completion tokens that went through the step, over its wall time
     peak_memory_gib                         of the device since the last log; of the process on a machine without a GPU
-    padding_alarm                           1 while TECA falls and length rises (trainer/padding_alarm.py)
+    padding_alarm                           1 while TECA falls and length rises (trainer/training/padding_alarm.py)
 
 Files in the output directory: `log.jsonl`, one object per logging step, and `samples.jsonl`, some completions per
 logging step with their rewards and TECA. Both are only ever appended to, a line at a time; a resumed run writes an
@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from trainer.padding_alarm import padding_alarm
+from trainer.training.padding_alarm import padding_alarm
 
 LOG_FILE = "log.jsonl"
 SAMPLES_FILE = "samples.jsonl"

@@ -14,7 +14,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-RECIPES = Path(__file__).with_name("recipes")
+RECIPES = Path(__file__).parents[1] / "recipes"
 DEFAULT_RECIPE = "tiny"
 REWARDS = ("cer", "total_entropy", "accuracy", "length_penalty", "random")
 TINY = "tiny"  # dataset and model: the embedded experiment

@@ -5,7 +5,7 @@ In: log.jsonl of each run.  Out: accuracy, length, TECA and total entropy of the
 
 from pathlib import Path
 
-from trainer.run_log import LOG_FILE, read_log
+from trainer.training.run_log import LOG_FILE, read_log
 
 # title, name in the log
 PANELS = (

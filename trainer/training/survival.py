@@ -26,7 +26,7 @@ import numpy
 import torch
 from transformers import TrainerCallback
 
-from trainer.checkpoints import complete_checkpoints
+from trainer.training.checkpoints import complete_checkpoints
 
 
 class TrainingFailure(RuntimeError):

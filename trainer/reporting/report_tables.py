@@ -5,10 +5,10 @@ In: results, comparisons or the published rows. Out: Tables, which table.py writ
 
 from __future__ import annotations
 
+from trainer.records.names import title
 from trainer.reporting.comparison import Comparison
 from trainer.reporting.published import PUBLISHED, Inconsistency, implied_dlen, inconsistencies
 from trainer.reporting.results import AVERAGE, Results, Row
-from trainer.reporting.runs import title
 from trainer.reporting.statistics import Estimate
 from trainer.reporting.table import DASH, Table, TableCell
 

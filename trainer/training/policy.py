@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from trainer.arguments import TINY_BYTES, ConfigError
+from trainer.training.arguments import TINY_BYTES, ConfigError
 
 
 def load_policy_tokenizer(model_config, config):
