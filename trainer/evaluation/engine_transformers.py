@@ -7,25 +7,21 @@ In: requests. Out: responses (requests.py). Each step is one forward of the last
     token = the first index where the running sum of w reaches u * sum(w)
 
 with one uniform number u per response and step, from the response's own generator: a response does not depend on its
-neighbours. `model.generate` was not used because it has one generator for the whole batch, computes finished rows until
-the last one ends, and hands out either processed scores or all raw logits (L, B, V).
-
-Prompts are padded on the left; equal ones (samples of a problem) are read once; finished rows leave the batch.
+neighbours. The loop itself is trainer/sampling/decode.py.
 """
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
 import cer_ext
 from trainer.evaluation.requests import Request, Response, Sampling
+from trainer.sampling.decode import decode
 
-_COMPACT_BELOW = 0.8  # finished rows leave once fewer than this share of the batch is still running
 _CANDIDATES = 1024  # the nucleus is looked for among so many tokens before the whole vocabulary is sorted
 
 
@@ -102,69 +98,42 @@ class TransformersEngine:
     """
 
     def __init__(self, model: PreTrainedModel, sampling: Sampling, *, stop_ids: Sequence[int], pad_id: int) -> None:
-        self.model, self.sampling, self.pad_id = model, sampling, pad_id
-        self.stop_ids = torch.tensor(sorted(stop_ids), device=model.device)
-        base = model.get_base_model() if hasattr(model, "get_base_model") else model
-        self._last_only = (
-            {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(base.forward).parameters else {}
-        )
+        self.model, self.sampling, self.stop_ids, self.pad_id = model, sampling, stop_ids, pad_id
 
     @torch.inference_mode()
     def generate(self, requests: list[Request], on_step: Callable[[int], None] | None = None) -> list[Response]:
         if not requests:
             return []
-        sampling, device, rows, limit = self.sampling, self.model.device, len(requests), self.sampling.max_new_tokens
+        sampling, device, limit = self.sampling, self.model.device, self.sampling.max_new_tokens
         uniform = torch.stack([self._uniform(request.seed) for request in requests]).to(device)  # (B, limit)
-        cache, mask, position, logits = self._read([request.prompt_ids for request in requests])
-        seen = self._seen(requests, logits.shape[-1]) if sampling.repetition_penalty != 1 else None
-        tokens = torch.full((rows, limit), self.pad_id, device=device)
-        entropies = torch.zeros((rows, limit), device=device)
-        lengths = torch.full((rows,), limit, device=device)
-        stopped = torch.zeros(rows, dtype=torch.bool, device=device)
+        entropies = torch.zeros((len(requests), limit), device=device)
+        seen: Tensor | None = None  # (B, V): the tokens of each prompt and response so far
 
-        alive = torch.arange(rows, device=device)  # which request each row of the batch answers
-        running = torch.ones(rows, dtype=torch.bool, device=device)  # of the batch; False: ended, not gone yet
-        for step in range(limit):
-            chosen = draw(
-                logits if seen is None else penalise(logits.float(), seen, sampling.repetition_penalty),
-                uniform[alive, step],
-                sampling,
-            )
+        def next_tokens(logits: Tensor, rows: Tensor, step: int) -> Tensor:
+            nonlocal seen
+            penalised = logits
+            if sampling.repetition_penalty != 1:
+                seen = self._seen(requests, logits.shape[-1]) if seen is None else seen
+                penalised = penalise(logits.float(), seen[rows], sampling.repetition_penalty)
+            chosen = draw(penalised, uniform[rows, step], sampling)
             _, entropy = cer_ext.logprobs_and_entropy(logits, chosen, temperature=sampling.entropy_temperature)
-            tokens[alive[running], step] = chosen[running]
-            entropies[alive[running], step] = entropy[running].float()
-            ended = running & torch.isin(chosen, self.stop_ids)
-            lengths[alive[ended]] = step + 1
-            stopped[alive[ended]] = True
-            running = running & ~ended
-            left = int(running.sum())
-            if on_step is not None:
-                on_step(left)
-            if left == 0 or step + 1 == limit:
-                break
+            entropies[rows, step] = entropy.float()
             if seen is not None:
-                seen[torch.arange(len(chosen), device=device), chosen] = True
-            if left < _COMPACT_BELOW * len(running):
-                keep = running.nonzero()[:, 0]
-                cache.batch_select_indices(keep)
-                alive, mask, position, chosen, running = (x[keep] for x in (alive, mask, position, chosen, running))
-                seen = None if seen is None else seen[keep]
-            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-            output = self.model(
-                input_ids=chosen[:, None],
-                attention_mask=mask,
-                position_ids=position[:, None],
-                past_key_values=cache,
-                use_cache=True,
-            )
-            logits = output.logits[:, -1]  # (rows of the batch, V)
-            position = position + 1
+                seen[rows, chosen] = True
+            return chosen
 
+        completions = decode(
+            self.model,
+            [request.prompt_ids for request in requests],
+            next_tokens,
+            max_new_tokens=limit,
+            end_ids=self.stop_ids,
+            pad_id=self.pad_id,
+            on_step=on_step,
+        )
         return [
-            Response(row[:length], row_entropies[:length], "stop" if has_stopped else "length")
-            for row, row_entropies, length, has_stopped in zip(
-                tokens.tolist(), entropies.tolist(), lengths.tolist(), stopped.tolist(), strict=True
-            )
+            Response(made.token_ids, row[: len(made.token_ids)], "stop" if made.stopped else "length")
+            for made, row in zip(completions, entropies.tolist(), strict=True)
         ]
 
     def _uniform(self, seed: int) -> Tensor:
@@ -177,28 +146,3 @@ class TransformersEngine:
         for row, request in enumerate(requests):
             seen[row, list(request.prompt_ids)] = True
         return seen.to(self.model.device)
-
-    def _read(self, prompts: Sequence[tuple[int, ...]]) -> tuple[DynamicCache, Tensor, Tensor, Tensor]:
-        """Every different prompt once: cache, mask (B, L), next positions (B,) and the first logits (B, V)."""
-        unique = list(dict.fromkeys(prompts))
-        longest = max(map(len, unique))
-        ids = torch.full((len(unique), longest), self.pad_id)
-        mask = torch.zeros((len(unique), longest), dtype=torch.long)
-        for row, prompt in enumerate(unique):
-            ids[row, longest - len(prompt) :] = torch.tensor(prompt)
-            mask[row, longest - len(prompt) :] = 1
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)
-        device = self.model.device
-        cache = DynamicCache(config=self.model.config)
-        output = self.model(
-            input_ids=ids.to(device),
-            attention_mask=mask.to(device),
-            position_ids=positions.to(device),
-            past_key_values=cache,
-            use_cache=True,
-            **self._last_only,
-        )
-        place = {prompt: row for row, prompt in enumerate(unique)}
-        rows = torch.tensor([place[prompt] for prompt in prompts], device=device)
-        cache.batch_select_indices(rows)
-        return cache, mask.to(device)[rows], positions.to(device)[rows, -1] + 1, output.logits[rows, -1]

@@ -1,4 +1,4 @@
-"""What evaluations write, and how it is named: the ground floor under evaluate, report and plots; it imports none of them.
+"""What evaluations write, and how it is named: the ground floor under evaluate, report and plots.
 
 record_files.py   the JSONL files: written so that a kill loses at most the batch in flight, read, resumed
 settings.py       settings and provenance of a directory; a changed one is refused
