@@ -30,10 +30,10 @@ from transformers.utils import cached_file
 
 from trainer.merging.adapter import AdapterFiles, find_adapter
 from trainer.merging.merge import attach, merge
-from trainer.merging.staging import require_free, staged_directory
 from trainer.merging.verify import agreement, checksums, logits_of, require_same_from_disk, token_sequences
 from trainer.records.directories import labelled_directories
-from trainer.records.settings import fingerprint
+from trainer.storage.atomic import require_free, staged_directory
+from trainer.storage.fingerprint import model_fingerprint
 
 RECORD_NAME = "merge_record.json"
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -172,7 +172,7 @@ def _trained_tokens(indices: list[int] | dict[str, list[int]] | None) -> list[in
 def _identity(adapter: AdapterFiles, args: argparse.Namespace) -> dict[str, Any]:
     """What makes two merges the same merge."""
     return {
-        "base": {"model": args.model, "revision": args.revision, "fingerprint": fingerprint(args.model)},
+        "base": {"model": args.model, "revision": args.revision, "fingerprint": model_fingerprint(args.model)},
         "adapter": adapter.describe(),
         "dtype_asked": args.dtype,
     }

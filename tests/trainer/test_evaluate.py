@@ -20,7 +20,8 @@ from trainer.evaluation.answers import token_texts
 from trainer.evaluation.benchmarks import load_problems
 from trainer.evaluation.prompts import METHODS, encode_prompt, methods, render
 from trainer.records.record_files import check_record, read_records
-from trainer.records.settings import fingerprint, read_settings
+from trainer.records.settings import read_settings
+from trainer.storage.fingerprint import model_fingerprint
 from trainer.tiny.model import build_model
 from trainer.tiny.problems import draw_problems
 from trainer.tiny.tokenizer import byte_tokenizer, word_tokenizer
@@ -188,7 +189,7 @@ def test_retrained_weights_under_the_old_name_are_refused(byte_model, files, tmp
     tokenizer = byte_tokenizer()
     tokenizer.save_pretrained(model)
     build_model(tokenizer, seed=0, max_positions=8192).save_pretrained(model)
-    assert fingerprint(model) is not None
+    assert model_fingerprint(model) is not None
     data = {"gsm8k": files["gsm8k"]}
     assert evaluate.main(arguments(model, tmp_path / "out", data, *SHORT)) == 0
     build_model(tokenizer, seed=1, max_positions=8192).save_pretrained(model)
@@ -304,7 +305,7 @@ def test_an_adapter_changes_the_responses_and_is_part_of_the_settings(byte_model
     assert evaluate.main(arguments(byte_model, tmp_path / "lora", data, *with_adapter)) == 0
     base, adapted = (list(read_records(tmp_path / name)) for name in ("base", "lora"))
     assert base[0]["token_entropies"] != adapted[0]["token_entropies"]
-    assert read_settings(tmp_path / "lora")["adapter_fingerprint"] == fingerprint(tmp_path / "adapter")
+    assert read_settings(tmp_path / "lora")["adapter_fingerprint"] == model_fingerprint(tmp_path / "adapter")
 
 
 @pytest.mark.skipif(

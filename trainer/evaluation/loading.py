@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from trainer.evaluation.requests import Engine, Sampling
-from trainer.records.settings import fingerprint
+from trainer.storage.fingerprint import model_fingerprint
 
 _DEFAULT_BATCH = {"transformers": 32, "vllm": 256}
 
@@ -186,8 +186,8 @@ def model_settings(arguments: argparse.Namespace, dtype: str, config: Pretrained
         "model_commit": getattr(
             config, "_commit_hash", None
         ),  # of a name on the hub: what the revision was at the time
-        "model_fingerprint": fingerprint(arguments.model),
+        "model_fingerprint": model_fingerprint(arguments.model),
         "adapter": arguments.adapter,
-        "adapter_fingerprint": fingerprint(arguments.adapter) if arguments.adapter else None,
+        "adapter_fingerprint": model_fingerprint(arguments.adapter) if arguments.adapter else None,
         "dtype": dtype,
     }

@@ -12,7 +12,8 @@ from trainer.evaluation.requests import Sampling
 from trainer.evaluation.scoring import Scorer
 from trainer.evaluation.scoring_input import ScoringRow, read_scoring_input
 from trainer.records.record_files import RecordWriter
-from trainer.records.settings import claim_directory, file_fingerprint
+from trainer.records.settings import claim_directory
+from trainer.storage.fingerprint import SHORT, file_sha256
 
 _BATCH_SIZE = 8
 
@@ -36,7 +37,7 @@ def score(arguments: argparse.Namespace) -> None:
     settings = {
         "mode": "score",
         **loading.model_settings(arguments, source.dtype, config),
-        "scored_file": file_fingerprint(arguments.score),
+        "scored_file": file_sha256(arguments.score)[:SHORT],
         "temperature": arguments.temperature,
         "entropy_temperature": temperature,
         "system_prompt": arguments.system_prompt,

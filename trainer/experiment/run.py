@@ -30,6 +30,7 @@ from trainer.experiment.result_table import BEFORE, result_table, summarise
 from trainer.experiment.warm_start import WarmStartSettings, cache_key, load, warm_start
 from trainer.rewards import reward_function
 from trainer.sampling.rollout import rollout
+from trainer.storage.atomic import write_json, write_text
 from trainer.tiny.problems import draw_problems
 from trainer.training.arguments import ConfigError, RunArguments
 from trainer.training.checkpoints import complete_checkpoints, resolve_resume
@@ -139,7 +140,7 @@ def _train_one(reward: list[str], start: Path, run: RunArguments, config, settin
     )
     _write_responses(output_dir / "responses.jsonl", responses, problems)
     result = {"settings": fingerprint, "seconds": time.perf_counter() - started, "summary": summarise(responses)}
-    result_file.write_text(json.dumps(result, indent=1) + "\n")
+    write_json(result_file, result)
     received = trainer.stop_signals.received  # in the last step: this run is complete, the next is not wanted
     return (128 + received if received else 0), result
 
@@ -177,7 +178,7 @@ def run_experiment(run: RunArguments, config, command: str) -> int:
         summaries[_label(reward)] = result["summary"]
         seconds[_label(reward)] = result["seconds"]
     table = result_table(summaries, design=run.tiny_design)
-    (output_dir / "table.md").write_text(table)
+    write_text(output_dir / "table.md", table)
     results = {
         "design": run.tiny_design,
         "seed": config.seed,
@@ -187,7 +188,7 @@ def run_experiment(run: RunArguments, config, command: str) -> int:
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__, "trl": trl.__version__},
         "machine": {"cpu": _cpu_name(), "threads": torch.get_num_threads()},
     }
-    (output_dir / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    write_json(output_dir / "results.json", results)
     print(f"\n{table}")
     total = ", ".join(f"{name} {value:.0f} s" for name, value in seconds.items())
     print(f"{sum(seconds.values()):.0f} s in all ({total}). Files: {output_dir}")

@@ -18,7 +18,6 @@ import json
 import os
 import random
 import shutil
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +28,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase, Qwen3ForCausalLM
 
 from cer_ext import linear_logprobs_and_entropy
+from trainer.storage.atomic import staged_directory, write_json
 from trainer.tiny import problems
 from trainer.tiny.model import build_model
 from trainer.tiny.tokenizer import load_tokenizer, word_tokenizer
@@ -148,19 +148,17 @@ def warm_start(settings: WarmStartSettings, cache_dir: str | Path | None = None)
     target = root / cache_key(settings)
     if (target / "config.json").is_file():
         return target
-    root.mkdir(parents=True, exist_ok=True)
+    if target.exists():
+        shutil.rmtree(target)  # a model without its configuration: damaged from outside
     model, tokenizer = train(settings)
-    with tempfile.TemporaryDirectory(dir=root, prefix=f".{target.name}-") as parent:
-        staging = Path(parent) / "model"
-        model.save_pretrained(staging)
-        tokenizer.save_pretrained(staging)
-        (staging / "warm_start.json").write_text(json.dumps(dataclasses.asdict(settings), indent=1) + "\n")
-        try:
-            staging.rename(target)
-        except OSError:
-            if not (target / "config.json").is_file():  # else another process was faster: its directory is as good
-                shutil.rmtree(target, ignore_errors=True)
-                staging.rename(target)
+    try:
+        with staged_directory(target) as staging:
+            model.save_pretrained(staging)
+            tokenizer.save_pretrained(staging)
+            write_json(staging / "warm_start.json", dataclasses.asdict(settings))
+    except FileExistsError:
+        if not (target / "config.json").is_file():
+            raise  # else another process was faster: its directory is as good
     return target
 
 

@@ -5,7 +5,6 @@ In: a directory (or a name on the hub). Out: an AdapterFiles with PEFT's configu
 
 from __future__ import annotations
 
-import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,8 @@ from typing import Any
 
 from peft import LoraConfig, PeftConfig
 from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
+
+from trainer.storage.fingerprint import file_sha256
 
 CONFIG_NAME = "adapter_config.json"
 
@@ -72,18 +73,5 @@ def find_adapter(given: str) -> AdapterFiles:
     config = PeftConfig.from_pretrained(str(directory))
     if not isinstance(config, LoraConfig):
         raise ValueError(f"adapter {given}: a {config.peft_type} adapter; only LoRA can be merged here")
-    hashes = {name: _sha256(directory / name) for name in (CONFIG_NAME, weights[0])}
+    hashes = {name: file_sha256(directory / name) for name in (CONFIG_NAME, weights[0])}
     return AdapterFiles(given, directory, config, hashes)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
-
-
-def _digest(file) -> str:
-    """hashlib.file_digest for Python 3.10."""
-    digest = hashlib.sha256()
-    while block := file.read(1 << 20):
-        digest.update(block)
-    return digest.hexdigest()

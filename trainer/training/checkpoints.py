@@ -18,7 +18,6 @@ Resuming draws the random states from the checkpoint (transformers does that), s
 """
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -29,6 +28,8 @@ from torch.utils.data import Sampler
 from transformers import TrainerCallback
 from transformers.trainer_utils import rotate_checkpoints
 from trl.trainer.utils import RepeatSampler
+
+from trainer.storage.atomic import publish
 
 STAGING_PREFIX = ".saving-"
 _WEIGHTS = ("model*.safetensors", "adapter_model*.safetensors", "pytorch_model*", "adapter_model*.bin", "global_step*")
@@ -95,15 +96,6 @@ class EpochRepeatSampler(Sampler):
 
     def __len__(self) -> int:
         return len(RepeatSampler(**self._arguments))
-
-
-def _reach_disk(directory: Path) -> None:
-    for path in [*directory.rglob("*"), directory]:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 class _RestoreLossSum(TrainerCallback):
@@ -173,8 +165,7 @@ class CheckpointMixin:
                     if best.is_dir() or best.name == name:
                         self.state.best_model_checkpoint = str(best)
                         self.state.save_to_json(str(staging / name / "trainer_state.json"))
-                _reach_disk(staging / name)
-                self._publish(staging / name, run_dir / name)
+                publish(staging / name, run_dir / name, replaced=run_dir / f"{STAGING_PREFIX}replaced-{name}")
         finally:
             self._staging = None
             if self.args.should_save:
@@ -187,19 +178,6 @@ class CheckpointMixin:
                 best_model_checkpoint=self.state.best_model_checkpoint,
                 use_mtime=True,
             )
-
-    @staticmethod
-    def _publish(staged: Path, final: Path) -> None:
-        replaced = final.with_name(f"{STAGING_PREFIX}replaced-{final.name}")
-        if final.exists():  # of an earlier run into the same directory
-            final.rename(replaced)
-        staged.rename(final)
-        descriptor = os.open(final.parent, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        shutil.rmtree(replaced, ignore_errors=True)
 
     def grpo_state(self) -> dict:
         """What the next step depends on and neither transformers nor TRL saves."""
