@@ -17,8 +17,8 @@ import argparse
 import logging
 import sys
 
-from trainer.evaluation.benchmarks import BENCHMARKS
-from trainer.evaluation.prompts import METHODS
+from trainer.catalogue.data_sets import DATA_SETS, EMBEDDED
+from trainer.catalogue.methods import METHODS
 from trainer.evaluation.requests import DTYPES, ENGINES, Sampling
 
 
@@ -40,7 +40,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
     what = parser.add_argument_group("what to evaluate")
     what.add_argument(
-        "--benchmarks", help=f"comma-separated: {', '.join(BENCHMARKS)}, or any name that --data gives a file"
+        "--benchmarks",
+        help=f"comma-separated: {', '.join([*DATA_SETS, EMBEDDED])}, or any name that --data gives a file",
     )
     what.add_argument(
         "--methods", default="thinking", help=f"comma-separated: {', '.join(METHODS)} (default: thinking)"
@@ -59,7 +60,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     what.add_argument("--samples", type=int, default=1, help="responses per problem (default: 1)")
     what.add_argument(
         "--system_prompt",
-        help="instead of the one of thinking and no_thinking; an empty one leaves the system turn out",
+        help="instead of the method's (cod and ccot keep theirs); an empty one leaves the system turn out",
     )
     what.add_argument(
         "--score", metavar="FILE", help="score the responses in this jsonl file instead of generating any"

@@ -24,6 +24,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from cer_ext import cer_reward as reward_of_entropy
+from trainer.catalogue.rewards import REWARDS, find
 from trainer.grading import grade
 
 LEAST_SCALE_NATS = 1.0  # e^S: among how many completions a policy chooses; below one nat hardly a choice is left
@@ -155,23 +156,26 @@ def random_reward(
     return [float(coin.random() < 0.5) for _ in completions]
 
 
-REWARDS = {
-    "cer": cer_reward,
-    "total_entropy": total_entropy_reward,
-    "accuracy": accuracy_reward,
-    "length_penalty": length_penalty_reward,
-    "random": random_reward,
-}
-
-
 def reward_function(name: str, *, weight: float = 0.5, seed: int = 0) -> Callable[..., Rewards]:
-    """Returns the reward function `name` of REWARDS with its weight (or seed) set, under the name that TRL logs."""
-    if name not in REWARDS:
-        raise ValueError(f"no reward {name!r}: expected one of {', '.join(REWARDS)}")
+    """Returns a reward function with its weight or seed set, under the name that TRL logs.
+
+    Args:
+        name: one of trainer.catalogue.rewards.REWARDS, or "package.module:function" of anyone's in TRL's signature,
+            which gets neither weight nor seed.
+        weight: what certainty (or shortness) is worth beside a right answer.
+        seed: of the random control.
+
+    Raises:
+        ValueError: no such reward, or a weight that is no finite number >= 0.
+    """
+    function = find(name)
     if not (math.isfinite(weight) and weight >= 0):
         raise ValueError(f"weight is {weight}: expected a finite number >= 0")
-    options = {"accuracy": {}, "random": {"seed": seed}}.get(name, {"weight": weight})
-    return functools.update_wrapper(functools.partial(REWARDS[name], **options), REWARDS[name])
+    if name not in REWARDS:
+        return function
+    known = {"weight": weight, "seed": seed}
+    options = {option: known[option] for option in REWARDS[name].options}
+    return functools.update_wrapper(functools.partial(function, **options), function)
 
 
 def completion_text(completion: Completion) -> str:

@@ -7,7 +7,8 @@ import datasets
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from trainer.datasets import BOXED_INSTRUCTION, KNOWN_SOURCES, DataError, filter_by_length, load_problems
+from trainer.catalogue.data_sets import DATA_SETS
+from trainer.datasets import BOXED_INSTRUCTION, DataError, filter_by_length, load_problems
 from trainer.datasets.problems import ground_truth
 from trainer.grading import grade
 
@@ -93,7 +94,7 @@ def test_known_sources_on_the_hub_are_asked_for_by_their_id(monkeypatch):
         return datasets.Dataset.from_list([{"Problem": "p", "Answer": 25}])
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    for name in KNOWN_SOURCES:
+    for name in DATA_SETS:
         assert list(load_problems(name)["ground_truth"]) == ["25"]
     load_problems("gsm8k", split="test[:5]")
     load_problems("someone/some-data", config="c", split="dev")

@@ -16,9 +16,10 @@ import torch
 from transformers import Qwen3ForCausalLM
 
 from trainer import evaluate
+from trainer.catalogue.methods import METHODS, methods
 from trainer.evaluation.answers import token_texts
-from trainer.evaluation.benchmarks import load_problems
-from trainer.evaluation.prompts import METHODS, encode_prompt, methods, render
+from trainer.evaluation.benchmarks import load_benchmark
+from trainer.evaluation.prompts import encode_prompt, render
 from trainer.records.record_files import check_record, read_records
 from trainer.records.settings import read_settings
 from trainer.storage.fingerprint import model_fingerprint
@@ -260,16 +261,16 @@ def test_embedded_problems_are_held_out_and_the_same_every_time(tmp_path):
 
 
 def test_ids_are_the_data_s_own_or_row_numbers_wherever_the_file_lies(files, tmp_path):
-    assert [problem.id for problem in load_problems("math500", files["math500"])] == [
+    assert [problem.id for problem in load_benchmark("math500", files["math500"])] == [
         "test/algebra/1.json",
         "test/algebra/2.json",
     ]
-    assert [problem.id for problem in load_problems("gsm8k", files["gsm8k"])] == ["0", "1"]
+    assert [problem.id for problem in load_benchmark("gsm8k", files["gsm8k"])] == ["0", "1"]
     directory = tmp_path / "gsm8k"
     directory.mkdir()
     (directory / "test.jsonl").write_bytes(Path(files["gsm8k"]).read_bytes())
-    by_path = load_problems("gsm8k", str(directory))
-    assert by_path == load_problems("gsm8k", data_dir=str(tmp_path)) == load_problems("gsm8k", files["gsm8k"])
+    by_path = load_benchmark("gsm8k", str(directory))
+    assert by_path == load_benchmark("gsm8k", data_dir=str(tmp_path)) == load_benchmark("gsm8k", files["gsm8k"])
     assert [problem.ground_truth for problem in by_path] == ["7", "2,400"]
 
 
@@ -277,7 +278,7 @@ def test_doubled_ids_are_refused(tmp_path):
     path = tmp_path / "data.jsonl"
     path.write_text('{"id": 1, "question": "a", "answer": "1"}\n{"id": 1, "question": "b", "answer": "2"}\n')
     with pytest.raises(ValueError, match="1 ids come more than once"):
-        load_problems("mine", str(path))
+        load_benchmark("mine", str(path))
 
 
 def test_nan_logits_end_the_run_and_leave_no_record(byte_model, files, tmp_path, capsys):

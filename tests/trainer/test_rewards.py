@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from trainer.catalogue.rewards import REWARDS, find
 from trainer.rewards import (
-    REWARDS,
     accuracy_reward,
     cer_reward,
     completion_text,
@@ -92,7 +92,7 @@ def test_any_right_answer_beats_any_wrong_one(rows):
     completions = [RIGHT if right else WRONG for _, right in rows]
     totals = [total for total, _ in rows]
     for name, extra in {"cer": {"teca": totals}, "total_entropy": {"entropy_sum": totals}}.items():
-        rewards = REWARDS[name](completions=completions, ground_truth=["7"] * len(rows), **extra)
+        rewards = find(name)(completions=completions, ground_truth=["7"] * len(rows), **extra)
         for reward, (_, right) in zip(rewards, rows, strict=True):
             assert (1.0 <= reward <= 1.5) if right else reward == 0.0
 
@@ -140,7 +140,7 @@ def test_accuracy_is_logged():
 
 @pytest.mark.parametrize(("name", "keyword"), [("cer", "teca"), ("total_entropy", "entropy_sum")])
 def test_missing_or_wrong_entropies_are_refused_by_name(name, keyword):
-    reward = REWARDS[name]
+    reward = find(name)
     with pytest.raises(ValueError, match=rf"'{keyword}'.*CERTrainer"):
         reward(completions=[RIGHT], ground_truth=["7"])
     with pytest.raises(ValueError, match=f"2 values of {keyword} for 1"):
@@ -162,8 +162,8 @@ def test_configured_rewards_keep_their_name_and_can_be_pickled(name):
     from trl.trainer.utils import get_callable_name
 
     reward = reward_function(name, weight=0.25, seed=3)
-    assert reward.__name__ == REWARDS[name].__name__
-    assert get_callable_name(reward) == REWARDS[name].__name__
+    assert reward.__name__ == find(name).__name__
+    assert get_callable_name(reward) == find(name).__name__
     given_to_all = {"teca": [0.2], "entropy_sum": [3.0], "completion_ids": [[1, 2]], "prompts": ["p"]}
     call = {"completions": [RIGHT], "ground_truth": ["7"], **given_to_all}
     assert pickle.loads(pickle.dumps(reward))(**call) == reward(**call)
@@ -172,7 +172,7 @@ def test_configured_rewards_keep_their_name_and_can_be_pickled(name):
 def test_reward_function_sets_the_weight_and_refuses_bad_ones():
     call = {"completions": [RIGHT], "ground_truth": ["7"], "teca": [0.0]}
     assert reward_function("cer", weight=0.25)(**call) == [1.25]
-    with pytest.raises(ValueError, match="no reward 'x'"):
+    with pytest.raises(ValueError, match="'x': expected one of cer, "):
         reward_function("x")
     for bad in (-1.0, math.nan, math.inf):
         with pytest.raises(ValueError, match="weight is"):
@@ -212,8 +212,8 @@ def test_every_reward_trains_in_trl_on_loaded_problems(load_model, tokenizer, co
     )
     trainer.train()
     logged = trainer.state.log_history[0]
-    for name, reward in REWARDS.items():
-        assert math.isfinite(logged[f"rewards/{reward.__name__}/mean"])
+    for name in REWARDS:
+        assert math.isfinite(logged[f"rewards/{find(name).__name__}/mean"])
         assert name in [seen[0] for seen in received]
     assert 0 <= logged["accuracy"] <= 1
     for name, said, rewards, kwargs in received:

@@ -18,6 +18,6 @@ and the same to `filter_by_length`, whose prompts are then counted as TRL will r
 
 from trainer.datasets.length import LengthReport, filter_by_length
 from trainer.datasets.problems import BOXED_INSTRUCTION, load_problems
-from trainer.datasets.sources import KNOWN_SOURCES, DataError
+from trainer.datasets.sources import DataError
 
-__all__ = ["BOXED_INSTRUCTION", "KNOWN_SOURCES", "DataError", "LengthReport", "filter_by_length", "load_problems"]
+__all__ = ["BOXED_INSTRUCTION", "DataError", "LengthReport", "filter_by_length", "load_problems"]

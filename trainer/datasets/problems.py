@@ -36,7 +36,7 @@ def load_problems(
     r"""Returns problems as a Dataset with the columns prompt, ground_truth, question and id.
 
     Args:
-        source: gsm8k, math500, aime24, aime25; a json, jsonl or parquet file or a directory of them; a hub id.
+        source: a name of trainer/catalogue/data_sets.py, a json, jsonl or parquet file, a directory of them, a hub id.
         data_dir: local directory that holds known data sets as <name>/<split>.jsonl; None: the hub.
         split: a split or a slice of one ("train[:100]"); None: the source's usual one.
         config: configuration of a hub data set.

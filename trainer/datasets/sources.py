@@ -6,32 +6,17 @@ Every failure is a DataError that names the source and what to do.
 
 import json
 import re
-from dataclasses import dataclass
 from pathlib import Path
 
 import datasets
+
+from trainer.catalogue.data_sets import DATA_SETS
 
 
 class DataError(ValueError):
     """The data cannot be used as asked; the message says where and why."""
 
 
-@dataclass(frozen=True)
-class Source:
-    """A known data set: its hub id and configuration, its default split, and its split's name on the hub."""
-
-    hub_id: str
-    config: str | None = None
-    split: str = "test"
-    hub_split: str | None = None
-
-
-KNOWN_SOURCES = {
-    "gsm8k": Source("openai/gsm8k", config="main", split="train"),
-    "math500": Source("HuggingFaceH4/MATH-500"),
-    "aime24": Source("Maxwell-Jia/AIME_2024", hub_split="train"),
-    "aime25": Source("math-ai/aime25"),
-}
 QUESTION_COLUMNS = ("problem", "question", "Problem", "Question", "prompt")
 ANSWER_COLUMNS = ("ground_truth", "answer", "Answer", "final_answer", "solution")
 ID_COLUMNS = ("id", "unique_id", "ID", "uid")
@@ -45,10 +30,10 @@ def load_records(
 ) -> tuple[datasets.Dataset, str]:
     """Returns the records of one split, and the split's name.
 
-    source: a name in KNOWN_SOURCES, a file, a directory, or a hub id. data_dir: where known data sets lie locally, as
+    source: a name in DATA_SETS, a file, a directory, or a hub id. data_dir: where known data sets lie locally, as
     <data_dir>/<name>/<split>.jsonl (or .json, .parquet). split: one of its splits, a slice such as "train[:100]" too.
     """
-    known = KNOWN_SOURCES.get(source)
+    known = DATA_SETS.get(source)
     if split is not None and not _SPLIT.fullmatch(split):
         raise DataError(f'{source}: the split is {split!r}: expected a name, or a slice such as "train[:100]"')
     if known and data_dir is not None:
@@ -73,7 +58,7 @@ def load_records(
         named = own_split if split is None else _SPLIT.fullmatch(split)[1]
         return _load_files(source, {named: [path]}, split or own_split)
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", source):
-        known_names = ", ".join(KNOWN_SOURCES)
+        known_names = ", ".join(DATA_SETS)
         raise DataError(f"{source!r} is no file, no directory, no hub id (owner/name) and none of {known_names}")
     return _load_hub(source, config, split or "train"), split or "train"
 

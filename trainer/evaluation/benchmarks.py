@@ -1,8 +1,8 @@
 """Benchmark name in, problems out: the known data sets (trainer.datasets), local files, the embedded word problems.
 
-gsm8k, math500, aime24, aime25   the test split, from the hub, a directory or a file
-tiny                             held-out problems of trainer/tiny, made on the spot
-any other name                   a local file or directory with a question and an answer column
+a known data set   its test split, from the hub, a directory or a file
+tiny               held-out problems of trainer/tiny, made on the spot
+any other name     a local file or directory with a question and an answer column
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-KNOWN = ("gsm8k", "math500", "aime24", "aime25")
-EMBEDDED = "tiny"
-BENCHMARKS = (*KNOWN, EMBEDDED)
+from trainer.catalogue.data_sets import DATA_SETS, EMBEDDED
+
+BENCHMARKS = (*DATA_SETS, EMBEDDED)
 _SPLIT = "test"
 _EMBEDDED_PROBLEMS = 256
 _EMBEDDED_SEED = 0
 
 
 @dataclass(frozen=True)
-class Problem:
+class BenchmarkProblem:
     """One question; the id is unique in its benchmark."""
 
     id: str
@@ -28,9 +28,9 @@ class Problem:
     ground_truth: str
 
 
-def load_problems(
+def load_benchmark(
     benchmark: str, path: str | None = None, data_dir: str | None = None, limit: int | None = None
-) -> list[Problem]:
+) -> list[BenchmarkProblem]:
     """The first `limit` problems of a benchmark.
 
     Args:
@@ -50,14 +50,14 @@ def load_problems(
     if path is None and benchmark == EMBEDDED:
         return _embedded(limit)
 
-    from trainer.datasets import load_problems as load  # slow to import, and the embedded problems do without
+    from trainer.datasets import load_problems  # slow to import, and the embedded problems do without
 
     if path is not None:
         source, split = path, _SPLIT if Path(path).is_dir() else None
         data_dir = None
     else:
         source, split = benchmark, _SPLIT
-    rows = load(source, data_dir=data_dir, split=split, instruction=None, max_samples=limit)
+    rows = load_problems(source, data_dir=data_dir, split=split, instruction=None, max_samples=limit)
     # A record without an id of its own is named after its file, split and row: here the row alone names it.
     file_name = f"{Path(source).stem}-"
     ids = [
@@ -69,12 +69,17 @@ def load_problems(
         raise ValueError(
             f"{benchmark}: {len(doubled)} ids come more than once in the data, the first is {doubled[0]!r}"
         )
-    return [Problem(identity, row["question"], row["ground_truth"]) for identity, row in zip(ids, rows, strict=True)]
+    return [
+        BenchmarkProblem(identity, row["question"], row["ground_truth"])
+        for identity, row in zip(ids, rows, strict=True)
+    ]
 
 
-def _embedded(limit: int | None) -> list[Problem]:
+def _embedded(limit: int | None) -> list[BenchmarkProblem]:
     from trainer.tiny.problems import draw_problems
 
     count = _EMBEDDED_PROBLEMS if limit is None else limit
     drawn = draw_problems(count, seed=_EMBEDDED_SEED, held_out=True)
-    return [Problem(str(number), problem.question, str(problem.answer)) for number, problem in enumerate(drawn)]
+    return [
+        BenchmarkProblem(str(number), problem.question, str(problem.answer)) for number, problem in enumerate(drawn)
+    ]

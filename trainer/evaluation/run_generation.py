@@ -13,12 +13,13 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
+from trainer.catalogue.methods import Method, methods
 from trainer.evaluation import loading
 from trainer.evaluation.answers import make_record
-from trainer.evaluation.benchmarks import Problem, load_problems
+from trainer.evaluation.benchmarks import BenchmarkProblem, load_benchmark
 from trainer.evaluation.loading import ModelSource
 from trainer.evaluation.progress import Progress
-from trainer.evaluation.prompts import Method, encode_prompt, methods, render
+from trainer.evaluation.prompts import encode_prompt, render
 from trainer.evaluation.requests import Engine, Request, Sampling, request_seed
 from trainer.records.record_files import RecordWriter, record_path
 from trainer.records.settings import claim_directory
@@ -51,13 +52,13 @@ class Work:
 
     benchmark: str
     method: str
-    problems: list[Problem]
+    problems: list[BenchmarkProblem]
     prompts: list[str]
     prompt_ids: list[tuple[int, ...]]
 
 
 def prepare_work(
-    tokenizer: PreTrainedTokenizerBase, benchmarks: dict[str, list[Problem]], chosen: dict[str, Method]
+    tokenizer: PreTrainedTokenizerBase, benchmarks: dict[str, list[BenchmarkProblem]], chosen: dict[str, Method]
 ) -> Iterator[Work]:
     for benchmark, problems in benchmarks.items():
         for name, method in chosen.items():
@@ -85,7 +86,7 @@ def generate(arguments: argparse.Namespace) -> None:
     loading.check_source(arguments.model, arguments.adapter)
     paths = data_paths(arguments.data)
     benchmarks = {
-        name: load_problems(name, paths.pop(name, None), arguments.data_dir, arguments.limit)
+        name: load_benchmark(name, paths.pop(name, None), arguments.data_dir, arguments.limit)
         for name in names(arguments.benchmarks, "--benchmarks")
     }
     if paths:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 
+from trainer.catalogue.methods import methods
 from trainer.evaluation import loading
 from trainer.evaluation.loading import ModelSource
 from trainer.evaluation.progress import Progress
-from trainer.evaluation.prompts import methods
 from trainer.evaluation.requests import Sampling
 from trainer.evaluation.scoring import Scorer
 from trainer.evaluation.scoring_input import ScoringRow, read_scoring_input

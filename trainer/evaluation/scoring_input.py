@@ -23,8 +23,9 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from trainer.catalogue.methods import Method
 from trainer.evaluation.answers import make_record
-from trainer.evaluation.prompts import Method, encode_prompt, render
+from trainer.evaluation.prompts import encode_prompt, render
 from trainer.evaluation.requests import Response
 from trainer.records.record_files import Record, record_path
 

@@ -16,13 +16,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from cer_ext import linear_logprobs_and_entropy, teca_last
 from trainer.grading import grade
 from trainer.sampling.rollout import sample
-from trainer.tiny.problems import Problem, count_explorations, count_recaps
+from trainer.tiny.problems import WordProblem, count_explorations, count_recaps
 
 _BATCH = 64
 
 
 @dataclass
-class Responses:
+class HeldOutResponses:
     """One entry per problem in every list."""
 
     text: list[str]
@@ -58,16 +58,16 @@ def entropies(model: PreTrainedModel, prompts: Sequence[list[int]], completions:
 def evaluate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    problems: Sequence[Problem],
+    problems: Sequence[WordProblem],
     *,
     max_new_tokens: int,
     seed: int,
     description: str = "evaluate",
-) -> Responses:
+) -> HeldOutResponses:
     """Samples one response per problem and measures it."""
     was_training = model.training
     model.eval()
-    found = Responses([], [], [], [], [], [], [])
+    found = HeldOutResponses([], [], [], [], [], [], [])
     with torch.random.fork_rng(devices=[]), tqdm(total=len(problems), desc=description, unit="problem") as bar:
         torch.manual_seed(seed)
         for start in range(0, len(problems), _BATCH):

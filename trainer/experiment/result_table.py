@@ -11,20 +11,14 @@ In: per policy a summary of its held-out responses.  Out: markdown, and the same
 import math
 from statistics import mean, stdev
 
-from trainer.experiment.held_out import Responses
+from trainer.catalogue.rewards import title
+from trainer.experiment.held_out import HeldOutResponses
 from trainer.reporting.table import Table, TableCell, to_markdown
+from trainer.tiny.problems import DESIGNS
 
 Z = 1.959964
 BEFORE = "warm start"
-
-NAMES = {
-    BEFORE: "before (warm start)",
-    "cer": "CER: 1 + w exp(-TECA) if right",
-    "total_entropy": "total entropy variant of CER",
-    "accuracy": "control: accuracy only",
-    "length_penalty": "control: accuracy, length penalty",
-    "random": "control: random reward",
-}
+BEFORE_TITLE = "before (warm start)"
 
 ONE_RUN = """\
 - One run per row: between seeds, lengths differ by several tokens. Intervals are over problems, not over runs."""
@@ -45,7 +39,7 @@ def wilson(successes: int, n: int) -> tuple[float, float]:
     return 0.0 if successes == 0 else low, 1.0 if successes == n else high  # exact at the ends, where rounding shows
 
 
-def summarise(responses: Responses) -> dict[str, float]:
+def summarise(responses: HeldOutResponses) -> dict[str, float]:
     """The numbers of one row."""
     n = len(responses.correct)
     low, high = wilson(sum(responses.correct), n)
@@ -85,7 +79,7 @@ def what_controls_say(summaries: dict[str, dict[str, float]]) -> str:
 def result_table(summaries: dict[str, dict[str, float]], *, design: str) -> str:
     """Markdown. `summaries` maps "warm start" and then names of rewards to what `summarise` gives."""
     before = summaries[BEFORE]
-    columns = ["ACC", "LEN", "dLEN", "TECA", "total H", "explorations", *(["recaps"] if design == "recap" else [])]
+    columns = ["ACC", "LEN", "dLEN", "TECA", "total H", "explorations", *(["recaps"] if DESIGNS[design].recaps else [])]
     rows = []
     for name, row in summaries.items():
         change = 100 * (row["length"] / before["length"] - 1)
@@ -96,9 +90,9 @@ def result_table(summaries: dict[str, dict[str, float]], *, design: str) -> str:
             TableCell(f"{row['teca']:.3f}"),
             TableCell(f"{row['entropy_sum']:.1f}"),
             TableCell(f"{row['explorations']:.2f}"),
-            *([TableCell(f"{row['recaps']:.2f}")] if design == "recap" else []),
+            *([TableCell(f"{row['recaps']:.2f}")] if DESIGNS[design].recaps else []),
         ]
-        rows.append((NAMES.get(name, name), cells))
+        rows.append((BEFORE_TITLE if name == BEFORE else title(name), cells))
     caption = f"Held-out problems ({before['problems']:.0f}), design {design}, one sampled response each at T = 1"
-    notes = [what_controls_say(summaries), ONE_RUN, *([RECAP] if design == "recap" else [])]
+    notes = [what_controls_say(summaries), ONE_RUN, *([RECAP] if DESIGNS[design].recaps else [])]
     return "\n".join([to_markdown(Table(caption, [("", columns)], [("", rows)])), "", *notes, ""])

@@ -25,7 +25,7 @@ import trl
 from datasets import Dataset
 
 from trainer.experiment import curves
-from trainer.experiment.held_out import Responses, evaluate
+from trainer.experiment.held_out import HeldOutResponses, evaluate
 from trainer.experiment.result_table import BEFORE, result_table, summarise
 from trainer.experiment.warm_start import WarmStartSettings, cache_key, load, warm_start
 from trainer.rewards import reward_function
@@ -52,7 +52,7 @@ def training_data(run: RunArguments, seed: int) -> Dataset:
 
 
 def _label(reward: list[str]) -> str:
-    return "+".join(reward)
+    return "+".join(reward).replace(":", ".")  # a directory's name
 
 
 def _fingerprint(run: RunArguments, config, settings: WarmStartSettings, reward: list[str]) -> dict:
@@ -94,7 +94,7 @@ def _resume_request(wanted, output_dir: Path, labels: list[str]) -> Path | None:
         raise ConfigError(str(error)) from error
 
 
-def _write_responses(path: Path, responses: Responses, problems) -> None:
+def _write_responses(path: Path, responses: HeldOutResponses, problems) -> None:
     path.unlink(missing_ok=True)
     columns = dataclasses.asdict(responses)
     for index, problem in enumerate(problems):

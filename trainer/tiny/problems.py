@@ -36,7 +36,22 @@ OPENER = (
     ("check", "test", "verify", "review", "confirm", "revisit"),
 )
 LARGEST_NUMBER = 24
-DESIGNS = ("explore", "slips", "recap")
+
+
+@dataclass(frozen=True)
+class Design:
+    """How the responses of the warm start explore; see this file's header."""
+
+    help: str
+    slips: bool = False  # calculations go wrong, and the response goes on until two agree
+    recaps: bool = False  # and repeats itself when the result is known
+
+
+DESIGNS = {
+    "explore": Design("useless exploration"),
+    "slips": Design("exploration that catches slips", slips=True),
+    "recap": Design("optional repetition that lowers TECA: the counter-example to a mean", slips=True, recaps=True),
+}
 MOST_EXPLORATIONS = 4
 SLIP_PROBABILITY = 0.2
 MOST_CALCULATIONS = 6  # of the slips design, until two agree
@@ -54,7 +69,7 @@ FIXED_WORDS = tuple(_FIXED_WORDS.split())
 
 
 @dataclass(frozen=True)
-class Problem:
+class WordProblem:
     """a, then a change by b, then a change by c (changes are signed)."""
 
     name: str
@@ -81,7 +96,7 @@ class Problem:
         return digest[0] % HELD_OUT_SHARE == 0
 
 
-def draw_problem(rng: random.Random, held_out: bool) -> Problem:
+def draw_problem(rng: random.Random, held_out: bool) -> WordProblem:
     """A random problem from the held-out or the training triples."""
     while True:
         a = rng.randint(3, 9)
@@ -89,15 +104,15 @@ def draw_problem(rng: random.Random, held_out: bool) -> Problem:
         if a + b < 0 or a + c < 0 or a + b + c < 0:
             continue
         verbs = tuple(rng.choice(GAINS if change > 0 else LOSSES) for change in (b, c))
-        problem = Problem(rng.choice(NAMES), rng.choice(THINGS), verbs, a, b, c)
+        problem = WordProblem(rng.choice(NAMES), rng.choice(THINGS), verbs, a, b, c)
         if problem.held_out == held_out:
             return problem
 
 
-def draw_problems(count: int, *, seed: int, held_out: bool) -> list[Problem]:
+def draw_problems(count: int, *, seed: int, held_out: bool) -> list[WordProblem]:
     """`count` different problems, the same for the same seed."""
     rng = random.Random(f"{'held out' if held_out else 'train'} {seed}")
-    found: dict[Problem, None] = {}
+    found: dict[WordProblem, None] = {}
     while len(found) < count:
         found[draw_problem(rng, held_out)] = None
     return list(found)
@@ -115,7 +130,7 @@ def _count_text(start: int, end: int) -> str:
     return " ".join([("up" if step > 0 else "down"), *(str(n) for n in range(start + step, end + step, step))])
 
 
-def _calculation(problem: Problem, way: str, error: tuple[int, int]) -> tuple[str, int]:
+def _calculation(problem: WordProblem, way: str, error: tuple[int, int]) -> tuple[str, int]:
     """Text and result of one way to compute, with an error added to its first or second result."""
     a, b, c = problem.a, problem.b, problem.c
     if way == "swap":
@@ -137,7 +152,7 @@ def _calculation(problem: Problem, way: str, error: tuple[int, int]) -> tuple[st
     return f"{prefix}{_sum_text(a, b, middle)} {_sum_text(middle, c, result)}", result
 
 
-def _attempt(rng: random.Random, problem: Problem, way: str, slip: bool) -> tuple[str, int]:
+def _attempt(rng: random.Random, problem: WordProblem, way: str, slip: bool) -> tuple[str, int]:
     """A calculation with its conclusion; with `slip`, one of its results is off by one."""
     while True:
         error = (0, 0)
@@ -149,15 +164,15 @@ def _attempt(rng: random.Random, problem: Problem, way: str, slip: bool) -> tupl
             return f"{text} that gives {result} .", result
 
 
-def _exploration(rng: random.Random, problem: Problem, slip: bool) -> tuple[str, int]:
+def _exploration(rng: random.Random, problem: WordProblem, slip: bool) -> tuple[str, int]:
     opener = " ".join(rng.choice(words) for words in OPENER)
     text, result = _attempt(rng, problem, rng.choice(("direct", "count", "net", "swap")), slip)
     return f"{opener} this : {text}", result
 
 
-def draw_response(rng: random.Random, problem: Problem, design: str) -> str:
-    """A response to imitate, of one of the three designs in this file's header."""
-    slips = design in ("slips", "recap")
+def draw_response(rng: random.Random, problem: WordProblem, design: str) -> str:
+    """A response to imitate, of one of the designs in this file's header."""
+    slips = DESIGNS[design].slips
     parts = [f"<think> {problem.name} starts with {problem.a} {problem.thing} ."]
     text, result = _attempt(rng, problem, "direct", slips and rng.random() < SLIP_PROBABILITY)
     parts.append(text)
@@ -174,7 +189,7 @@ def draw_response(rng: random.Random, problem: Problem, design: str) -> str:
         for _ in range(rng.randint(0, MOST_EXPLORATIONS)):
             text, result = _exploration(rng, problem, slip=False)
             parts.append(text)
-    if design == "recap":
+    if DESIGNS[design].recaps:
         recap = (
             f"to recap : {problem.name} starts with {problem.a} {problem.thing} . {problem.name} {problem.verbs[0]} "
             f"{abs(problem.b)} . then {problem.name} {problem.verbs[1]} {abs(problem.c)} . that gives {result} ."

@@ -14,17 +14,24 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from trainer.catalogue.data_sets import DATA_SETS, EMBEDDED
+from trainer.catalogue.rewards import REWARDS, check_name, find
+from trainer.tiny.problems import DESIGNS
+
 RECIPES = Path(__file__).parents[1] / "recipes"
 DEFAULT_RECIPE = "tiny"
-REWARDS = ("cer", "total_entropy", "accuracy", "length_penalty", "random")
-TINY = "tiny"  # dataset and model: the embedded experiment
+TINY = EMBEDDED  # dataset and model: the embedded experiment
 TINY_BYTES = "tiny-bytes"  # model: the embedded size with random weights and a byte tokenizer
-TINY_DESIGNS = ("explore", "slips", "recap")
 
 
 def about(text: str) -> dict[str, str]:
     """A dataclass field's metadata; argparse shows the help."""
     return {"help": text}
+
+
+def _listed(helps: dict[str, str]) -> str:
+    """The names with what they mean in brackets."""
+    return ", ".join(f"{name} ({text})" for name, text in helps.items())
 
 
 @dataclass
@@ -34,8 +41,8 @@ class RunArguments:
     dataset: str = field(
         default=TINY,
         metadata=about(
-            "Training data: tiny (the embedded word problems), gsm8k, math500, aime24, aime25, a json, jsonl or "
-            "parquet file, or a hub id."
+            f"Training data: {TINY} (the embedded word problems), {', '.join(DATA_SETS)}, a json, jsonl or parquet "
+            "file, or a hub id."
         ),
     )
     data_dir: str | None = field(
@@ -67,12 +74,13 @@ class RunArguments:
     reward: list[str] = field(
         default_factory=lambda: ["cer"],
         metadata=about(
-            "Reward, one or several of: cer (1 + weight * exp(-TECA) if right, else 0), total_entropy (the same with "
-            "the completion's total entropy, which padding cannot dilute), accuracy, length_penalty (accuracy, less "
-            "for longer answers), random. Several are summed with --reward_weights."
+            f"Reward, one or several of: {_listed({name: reward.help for name, reward in REWARDS.items()})}; or "
+            "package.module:function, anyone's in TRL's signature. Several are summed with --reward_weights."
         ),
     )
-    cer_weight: float = field(default=0.5, metadata=about("Weight of the entropy term in cer and total_entropy."))
+    cer_weight: float = field(
+        default=0.5, metadata=about("Weight of the second term in the rewards that have one (cer, total_entropy, ...).")
+    )
     completions_per_update: int | None = field(
         default=None,
         metadata=about(
@@ -91,10 +99,7 @@ class RunArguments:
     )
     tiny_design: str = field(
         default="explore",
-        metadata=about(
-            "Embedded experiment: explore (useless exploration), slips (exploration that catches slips), recap "
-            "(optional repetition that lowers TECA: the counter-example to a mean)."
-        ),
+        metadata=about(f"Embedded experiment: {_listed({name: design.help for name, design in DESIGNS.items()})}."),
     )
     warm_start_steps: int = field(default=600, metadata=about("Embedded experiment: supervised steps before GRPO."))
     held_out_problems: int = field(
@@ -113,12 +118,15 @@ class RunArguments:
     )
 
     def __post_init__(self):
-        _check_choice("tiny_design", self.tiny_design, TINY_DESIGNS)
+        _check_choice("tiny_design", self.tiny_design, tuple(DESIGNS))
         _check_choice("sampler", self.sampler, ("auto", "embedded", "trl"))
         self.controls = [name for name in self.controls if name != "none"]
         for option_name in ("reward", "controls"):
             for name in getattr(self, option_name):
-                _check_choice(option_name, name, REWARDS)
+                try:
+                    check_name(name)
+                except ValueError as error:
+                    raise ValueError(f"{option_name} is {error}") from error
         if not self.reward:
             raise ValueError("reward is empty: name at least one")
         minima = {"max_samples": 1, "max_prompt_length": 1, "completions_per_update": 1}
@@ -283,6 +291,11 @@ _TRACKERS = {"tensorboard": "tensorboard", "wandb": "wandb", "trackio": "trackio
 
 def check(run: RunArguments, config, model) -> None:
     """What can be known to be wrong before anything is loaded. Raises ConfigError."""
+    for name in run.reward:
+        try:
+            find(name)
+        except ValueError as error:
+            raise ConfigError(f"reward {error}") from error
     if config.reward_weights is not None and len(config.reward_weights) != len(run.reward):
         raise ConfigError(f"reward_weights has {len(config.reward_weights)} values for {len(run.reward)} rewards")
     for tracker in config.report_to:

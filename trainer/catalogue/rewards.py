@@ -1,0 +1,79 @@
+"""Reward functions by name.
+
+In: a name of REWARDS, or "package.module:function". Out: the function, imported when it is asked for.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+_ANYONES = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+
+
+@dataclass(frozen=True)
+class Reward:
+    """One reward function."""
+
+    function: str  # "module:function", in TRL's signature
+    help: str  # what --help says of it
+    title: str  # its row in a table
+    options: tuple[str, ...] = ()  # which of weight (--cer_weight) and seed it takes
+
+
+REWARDS = {
+    "cer": Reward(
+        "trainer.rewards:cer_reward",
+        "1 + weight * exp(-TECA) if right, else 0",
+        "CER: 1 + w exp(-TECA) if right",
+        options=("weight",),
+    ),
+    "total_entropy": Reward(
+        "trainer.rewards:total_entropy_reward",
+        "the same with the completion's total entropy, which padding cannot dilute",
+        "total entropy variant of CER",
+        options=("weight",),
+    ),
+    "accuracy": Reward("trainer.rewards:accuracy_reward", "1 if right, else 0", "control: accuracy only"),
+    "length_penalty": Reward(
+        "trainer.rewards:length_penalty_reward",
+        "accuracy, less for longer answers",
+        "control: accuracy, length penalty",
+        options=("weight",),
+    ),
+    "random": Reward("trainer.rewards:random_reward", "a coin", "control: random reward", options=("seed",)),
+}
+
+
+def title(name: str) -> str:
+    """How a reward is written in a table."""
+    return REWARDS[name].title if name in REWARDS else name
+
+
+def check_name(name: str) -> None:
+    """Raise ValueError unless the name is one of REWARDS or has the form package.module:function."""
+    if name not in REWARDS and not _ANYONES.fullmatch(name):
+        raise ValueError(f"{name!r}: expected one of {', '.join(REWARDS)}, or package.module:function")
+
+
+def find(name: str) -> Callable:
+    """The function of a name.
+
+    Raises:
+        ValueError: no such name, module or function, or something that can't be called.
+    """
+    check_name(name)
+    module, _, function = (REWARDS[name].function if name in REWARDS else name).partition(":")
+    try:
+        found = getattr(importlib.import_module(module), function)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+            raise  # the module is there, and one that it imports is not
+        raise ValueError(f"{name!r}: there is no module {error.name} on the Python path") from error
+    except AttributeError as error:
+        raise ValueError(f"{name!r}: the module {module} has no {function}") from error
+    if not callable(found):
+        raise ValueError(f"{name!r} is a {type(found).__name__}, not a function")
+    return found
