@@ -15,10 +15,9 @@ import torch
 from torch import Tensor
 
 from cer_ext.ops import SCALAR_TYPE
+from cer_ext.transform import SMALLEST_TEMPERATURE, Scalars
 
 _LOGIT_DTYPES = ", ".join(str(dtype) for dtype in SCALAR_TYPE)
-# Its inverse is still a float32. Anything smaller is as good as greedy decoding.
-SMALLEST_TEMPERATURE = 2.0**-126
 _INT64 = range(-(2**63), 2**63)
 
 
@@ -149,11 +148,9 @@ class Head(NamedTuple):
     weight: Tensor  # (V, D)
     bias: Tensor | None  # (V,)
     target: Tensor  # (...), int64
-    temperature: Tensor | None  # (...), or the next for all rows
-    temperature_all: float
+    temperature: Tensor | None  # (...), or that of scalars for all rows
+    scalars: Scalars
     ignore_index: int
-    logit_scale: float
-    softcap: float  # 0.0: none
     workspace_bytes: int  # 0: the device's default
     validate: bool
 
@@ -214,15 +211,13 @@ def check_head(
         if workspace <= 0:
             raise ValueError(f"workspace_bytes: expected None or a positive number of bytes, got {workspace_bytes}")
     return Head(
-        hidden,
-        weight,
-        bias,
-        target,
-        per_row,
-        temperature_all,
-        check_integer("ignore_index", ignore_index),
-        check_logit_scale(logit_scale),
-        check_softcap(softcap),
-        workspace,
-        check_validate(validate, device),
+        hidden=hidden,
+        weight=weight,
+        bias=bias,
+        target=target,
+        temperature=per_row,
+        scalars=Scalars(temperature_all, check_logit_scale(logit_scale), check_softcap(softcap)),
+        ignore_index=check_integer("ignore_index", ignore_index),
+        workspace_bytes=workspace,
+        validate=check_validate(validate, device),
     )

@@ -6,32 +6,35 @@ In: hidden (..., D), weight (V, D), bias (V,), target (...). Out: logprobs, entr
 
 The matrix of logits is cut into tiles. Forward: GEMM of a tile into one reused buffer, the tile folded into its rows'
 states. Backward: the same GEMM again, dlogits written over the tile, two GEMMs (one for a frozen weight) of it into the
-gradients. The vocabulary is the outer loop and the rows the inner one, so that each part of the weight, the largest
-operand, is read (on CPU in low precision, where torch multiplies it: converted) once per pass.
+gradients (head_passes.py).
 
 Peak memory beyond inputs and outputs: `workspace_bytes` + O(N D), the latter a copy of low-precision hidden states on
-CPU (float32, or packed for our own product, or both) and the float32 accumulator of grad_hidden.
-
-The alternative that lost: rows outside, vocabulary inside. It needs no (5, N) states between tiles, but reads the whole
-weight once per row tile.
+CPU (float32, or packed for our own product, or both), the float32 accumulator of grad_hidden and, on CUDA where the
+weight is trained, hidden states without the rows that take no part.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
 from cer_ext import arguments, ops
-from cer_ext.from_logits import (
-    check_target_values,
-    inverse_temperature,
+from cer_ext.custom_op import (
+    define_op,
     mark_unwanted,
+    may_skip_dispatcher,
+    refuse_double_backward,
+    refuse_forward_mode,
     upstream,
     upstream_gradients,
 )
-from cer_ext.tiles import Matrices, Rows
+from cer_ext.head_passes import Needed, fold_head, head_gradients, no_gradients
+from cer_ext.options import HeadOptions
+from cer_ext.rows import Rows, alive_rows, check_target_values
+from cer_ext.transform import Transform, inverse_temperature
 
 # ------------------------------------------------------------------------------------------------------------ op bodies
 
@@ -42,10 +45,8 @@ def _forward(
     bias: Tensor | None,
     target: Tensor,
     temperature: Tensor | None,
-    temperature_all: float,
+    scalars: Tensor,
     ignore_index: int,
-    logit_scale: float,
-    softcap: float,
     want_entropy: bool,
     want_lse: bool,
     workspace_bytes: int,
@@ -66,43 +67,18 @@ def _forward(
     lse = torch.empty(n if want_lse else 0, dtype=dtype, device=device)
     stats = torch.empty((3, n), dtype=torch.float64, device=device)
     if n:
-        states = ops.new_states(n, device)
         flat_hidden = rows.take(hidden.reshape(-1, hidden.shape[-1]))  # (n, D)
-        matrices = Matrices(flat_hidden, weight, workspace_bytes, backward=False, weight_grad=False)
         bias = None if bias is None else bias.to(dtype).contiguous()
-        transform = ops.Transform(logit_scale, softcap, 1.0 / temperature_all, rows.inverse, bias)
-        for columns in matrices.tiling.column_tiles(vocabulary):
-            for part in matrices.tiling.row_tiles(n):
-                ops.fold_tile(
-                    matrices.logits_tile(part, columns),
-                    rows.target[part],
-                    states[:, part],
-                    transform.tile(part, columns),
-                    first_column=columns.start,
-                    fresh=columns.start == 0,
-                )
-        ops.finish_rows(
-            states,
-            rows.target,
-            transform,
-            ignore_index,
-            vocabulary,
-            logprobs,
-            entropy if want_entropy else None,
-            lse if want_lse else None,
-            stats,
-        )
-
-    def spread(part: Tensor) -> Tensor:  # zeros in the rows that were left out
-        if rows.index is None:
-            return part
-        return part.new_zeros((*part.shape[:-1], target.numel())).index_copy_(-1, rows.index, part)
-
+        transform = Transform.of(scalars, rows.inverse, bias)
+        states = fold_head(flat_hidden, weight, rows, transform, workspace_bytes=workspace_bytes)
+        wanted = (entropy if want_entropy else None, lse if want_lse else None)
+        ops.finish_rows(states, rows.target, transform, ignore_index, vocabulary, logprobs, *wanted, stats)
+    total = target.numel()
     return (
-        spread(logprobs).view(shape),
-        spread(entropy).view(shape) if want_entropy else entropy,
-        spread(lse).view(shape) if want_lse else lse,
-        spread(stats),
+        rows.spread(logprobs, total).view(shape),
+        rows.spread(entropy, total).view(shape) if want_entropy else entropy,
+        rows.spread(lse, total).view(shape) if want_lse else lse,
+        rows.spread(stats, total),
     )
 
 
@@ -116,143 +92,195 @@ def _backward(
     grad_logprobs: Tensor | None,
     grad_entropy: Tensor | None,
     grad_lse: Tensor | None,
-    temperature_all: float,
+    scalars: Tensor,
     ignore_index: int,
-    logit_scale: float,
-    softcap: float,
     workspace_bytes: int,
     need_hidden: bool,
     need_weight: bool,
     need_bias: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    device, dtype = hidden.device, ops.real_dtype(hidden.dtype)
-    vocabulary, width = weight.shape
+    dtype = ops.real_dtype(hidden.dtype)
     target = target.contiguous().view(-1)
-    grads = tuple(upstream(grad, dtype, target.numel()) for grad in (grad_logprobs, grad_entropy, grad_lse))
-    alive = None
-    if device.type == "cpu":  # a row whose upstream gradients are all zero adds nothing to any gradient
-        alive = torch.zeros_like(target, dtype=torch.bool)
-        for grad in grads:
-            if grad is not None:
-                alive |= grad != 0
-        alive &= target != ignore_index
-    rows = Rows.select(alive, target, inverse_temperature(temperature, None, False))
-    grads = tuple(rows.take(grad) for grad in grads)
+    needed = Needed(need_hidden, need_weight, need_bias)
+    grads = ops.Upstream(*(upstream(grad, dtype, target.numel()) for grad in (grad_logprobs, grad_entropy, grad_lse)))
+    alive = alive_rows(target, ignore_index, grads)
+    on_cpu = hidden.device.type == "cpu"
+    rows = Rows.select(alive if on_cpu else None, target, inverse_temperature(temperature, None, False))
     n = rows.target.numel()
-
-    # Outputs in the dtype of the inputs; what accumulates over tiles does so in float32 (float64).
-    grad_weight = torch.empty((vocabulary if need_weight else 0, width), dtype=weight.dtype, device=device)
-    grad_bias = torch.zeros(vocabulary if need_bias else 0, dtype=dtype, device=device)
-    if not n:
-        grad_hidden = torch.zeros(hidden.shape if need_hidden else (0,), dtype=hidden.dtype, device=device)
-        return grad_hidden, grad_weight.zero_(), grad_bias.to(weight.dtype)
-    grad_rows = torch.empty((n if need_hidden else 0, width), dtype=dtype, device=device)
-
-    flat_hidden = rows.take(hidden.reshape(-1, width))  # (n, D)
-    matrices = Matrices(flat_hidden, weight, workspace_bytes, backward=True, weight_grad=need_weight)
-    stats = rows.take(stats, dim=1)
-    bias = None if bias is None else bias.to(dtype).contiguous()
-    transform = ops.Transform(logit_scale, softcap, 1.0 / temperature_all, rows.inverse, bias)
-    for columns in matrices.tiling.column_tiles(vocabulary):
-        for part in matrices.tiling.row_tiles(n):
-            tile = matrices.logits_tile(part, columns)
-            dlogits = matrices.dlogits_tile(tile)
-            ops.grad_tile(
-                tile,
-                rows.target[part],
-                stats[:, part],
-                transform.tile(part, columns),
-                ignore_index,
-                tuple(None if grad is None else grad[part] for grad in grads),
-                dlogits,
-                first_column=columns.start,
-            )
-            if need_hidden:
-                weight_tile = matrices.weight_tile(columns)
-                matrices.multiply(dlogits, weight_tile, grad_rows[part], accumulate=columns.start > 0)
-            if need_weight:
-                out = matrices.grad_weight_tile(grad_weight, columns)
-                matrices.multiply(dlogits.T, matrices.hidden[part], out, accumulate=part.start > 0)
-            if need_bias:
-                grad_bias[columns] += dlogits.sum(0, dtype=dtype)
-        if need_weight and grad_weight.dtype != dtype:
-            grad_weight[columns].copy_(matrices.grad_weight_tile(grad_weight, columns))
-
-    if not need_hidden:
-        grad_hidden = grad_rows.view(0).to(hidden.dtype)
-    elif rows.index is None:
-        grad_hidden = grad_rows.to(hidden.dtype).view(hidden.shape)
+    if n:
+        gradients = head_gradients(
+            rows.take(hidden.reshape(-1, hidden.shape[-1])),  # (n, D)
+            weight,
+            rows,
+            rows.take(stats, dim=1),
+            ops.Upstream(*(rows.take(grad) for grad in grads)),
+            Transform.of(scalars, rows.inverse, None if bias is None else bias.to(dtype).contiguous()),
+            ignore_index,
+            needed,
+            workspace_bytes=workspace_bytes,
+            alive=None if on_cpu else alive,
+        )
     else:
-        grad_hidden = torch.zeros((target.numel(), width), dtype=hidden.dtype, device=device)
-        grad_hidden = grad_hidden.index_copy_(0, rows.index, grad_rows.to(hidden.dtype)).view(hidden.shape)
-    return grad_hidden, grad_weight, grad_bias.to(weight.dtype)
+        gradients = no_gradients(n, weight, dtype, needed)
+    grad_hidden = rows.spread_matrix(gradients.hidden.to(hidden.dtype), target.numel()) if need_hidden else None
+    return (
+        hidden.new_empty(0) if grad_hidden is None else grad_hidden.view(hidden.shape),
+        gradients.weight,
+        gradients.bias.to(weight.dtype),
+    )
 
 
 # ------------------------------------------------------------------------------------------------- shapes and gradients
 
 
-def _fake_forward(hidden, weight, bias, target, *rest):
-    want_entropy, want_lse = rest[5], rest[6]
-    dtype, shape = ops.real_dtype(hidden.dtype), target.shape
+class ForwardArguments(NamedTuple):
+    """The op's arguments by name, in order; and its gradients, where what has none is None."""
+
+    hidden: Any = None
+    weight: Any = None
+    bias: Any = None
+    target: Any = None
+    temperature: Any = None
+    scalars: Any = None
+    ignore_index: Any = None
+    want_entropy: Any = None
+    want_lse: Any = None
+    workspace_bytes: Any = None
+    validate: Any = None
+
+
+def _fake_forward(*values):
+    call = ForwardArguments(*values)
+    dtype, shape = ops.real_dtype(call.hidden.dtype), call.target.shape
     return (
-        hidden.new_empty(shape, dtype=dtype),
-        hidden.new_empty(shape if want_entropy else (0,), dtype=dtype),
-        hidden.new_empty(shape if want_lse else (0,), dtype=dtype),
-        hidden.new_empty((3, target.numel()), dtype=torch.float64),
+        call.hidden.new_empty(shape, dtype=dtype),
+        call.hidden.new_empty(shape if call.want_entropy else (0,), dtype=dtype),
+        call.hidden.new_empty(shape if call.want_lse else (0,), dtype=dtype),
+        call.hidden.new_empty((3, call.target.numel()), dtype=torch.float64),
     )
 
 
 def _fake_backward(hidden, weight, *rest):
-    need_hidden, need_weight, need_bias = rest[-3:]
+    needed = Needed(*rest[-3:])
     return (
-        hidden.new_empty(hidden.shape if need_hidden else (0,)),
-        weight.new_empty((weight.shape[0] if need_weight else 0, weight.shape[1])),
-        weight.new_empty(weight.shape[0] if need_bias else 0),
+        hidden.new_empty(hidden.shape if needed.hidden else (0,)),
+        weight.new_empty((weight.shape[0] if needed.weight else 0, weight.shape[1])),
+        weight.new_empty(weight.shape[0] if needed.bias else 0),
     )
 
 
 def _setup_context(ctx, inputs, output) -> None:
-    hidden, weight, bias, target, temperature, *scalars = inputs
-    temperature_all, ignore_index, logit_scale, softcap, want_entropy, want_lse, workspace_bytes, _ = scalars
+    call = ForwardArguments(*inputs)
     _, entropy, lse, stats = output
-    ctx.set_materialize_grads(False)
-    mark_unwanted(ctx, want_entropy, entropy, want_lse, lse, stats)
-    ctx.save_for_backward(hidden, weight, bias, target, temperature, stats)
-    ctx.scalars = (temperature_all, ignore_index, logit_scale, softcap, workspace_bytes)
+    mark_unwanted(ctx, call.want_entropy, entropy, call.want_lse, lse, stats)
+    ctx.save_for_backward(call.hidden, call.weight, call.bias, call.target, call.temperature, stats, call.scalars)
+    ctx.ignore_index = call.ignore_index
+    ctx.workspace_bytes = call.workspace_bytes
 
 
 def _gradient(ctx, grad_logprobs, grad_entropy, grad_lse, _):
-    nothing = (None,) * 13
     grads = upstream_gradients(ctx, grad_logprobs, grad_entropy, grad_lse)
-    needed = tuple(ctx.needs_input_grad[:3])
+    needed = Needed(*ctx.needs_input_grad[:3])
     if grads is None or not any(needed):
-        return nothing
-    gradients = BACKWARD(*ctx.saved_tensors, *grads, *ctx.scalars, *needed)
-    return (*(grad if need else None for grad, need in zip(gradients, needed, strict=True)), *nothing[3:])
+        return ForwardArguments()
+    *saved, scalars = ctx.saved_tensors
+    gradients = BACKWARD(*saved, *grads, scalars, ctx.ignore_index, ctx.workspace_bytes, *needed)
+    hidden, weight, bias = (grad if need else None for grad, need in zip(gradients, needed, strict=True))
+    return ForwardArguments(hidden=hidden, weight=weight, bias=bias)
 
 
-_SCALARS = "float temperature_all, int ignore_index, float logit_scale, float softcap"
-
-FORWARD = ops.define_op(
-    f"hidden_forward(Tensor hidden, Tensor weight, Tensor? bias, Tensor target, Tensor? temperature, {_SCALARS}, "
-    "bool want_entropy, bool want_lse, int workspace_bytes, bool validate) "
+FORWARD = define_op(
+    "hidden_forward(Tensor hidden, Tensor weight, Tensor? bias, Tensor target, Tensor? temperature, Tensor scalars, "
+    "SymInt ignore_index, bool want_entropy, bool want_lse, SymInt workspace_bytes, bool validate) "
     "-> (Tensor logprobs, Tensor entropy, Tensor lse, Tensor stats)",
     _forward,
     _fake_forward,
     _gradient,
     _setup_context,
 )
-BACKWARD = ops.define_op(
+BACKWARD = define_op(
     "hidden_backward(Tensor hidden, Tensor weight, Tensor? bias, Tensor target, Tensor? temperature, Tensor stats, "
-    f"Tensor? grad_logprobs, Tensor? grad_entropy, Tensor? grad_lse, {_SCALARS}, int workspace_bytes, "
-    "bool need_hidden, bool need_weight, bool need_bias) -> (Tensor grad_hidden, Tensor grad_weight, Tensor grad_bias)",
+    "Tensor? grad_logprobs, Tensor? grad_entropy, Tensor? grad_lse, Tensor scalars, SymInt ignore_index, "
+    "SymInt workspace_bytes, bool need_hidden, bool need_weight, bool need_bias) "
+    "-> (Tensor grad_hidden, Tensor grad_weight, Tensor grad_bias)",
     _backward,
     _fake_backward,
-    ops.refuse_double_backward,
+    refuse_double_backward,
 )
 
 
+def run_head(head: arguments.Head, want_entropy: bool, want_lse: bool) -> tuple[Tensor, Tensor | None, Tensor]:
+    """logprobs, entropy (None where unwanted) and lse (empty where unwanted) of a checked call."""
+    plain = may_skip_dispatcher(head.hidden, head.weight, head.bias, head.target, head.temperature)
+    logprobs, entropy, lse, _ = (_forward if plain else FORWARD)(
+        head.hidden,
+        head.weight,
+        head.bias,
+        head.target,
+        head.temperature,
+        head.scalars.pack(),
+        head.ignore_index,
+        want_entropy,
+        want_lse,
+        head.workspace_bytes,
+        head.validate,
+    )
+    return logprobs, entropy if want_entropy else None, lse
+
+
 # ------------------------------------------------------------------------------------------------------ public function
+
+
+@overload
+def linear_logprobs_and_entropy(
+    hidden: Any,
+    weight: Any,
+    target: Any,
+    bias: Any = None,
+    *,
+    return_entropy: Literal[True] = ...,
+    return_lse: Literal[False] = ...,
+    **options: Unpack[HeadOptions],
+) -> tuple[Tensor, Tensor]: ...
+
+
+@overload
+def linear_logprobs_and_entropy(
+    hidden: Any,
+    weight: Any,
+    target: Any,
+    bias: Any = None,
+    *,
+    return_entropy: Literal[True] = ...,
+    return_lse: Literal[True],
+    **options: Unpack[HeadOptions],
+) -> tuple[Tensor, Tensor, Tensor]: ...
+
+
+@overload
+def linear_logprobs_and_entropy(
+    hidden: Any,
+    weight: Any,
+    target: Any,
+    bias: Any = None,
+    *,
+    return_entropy: Literal[False],
+    return_lse: Literal[False] = ...,
+    **options: Unpack[HeadOptions],
+) -> tuple[Tensor, None]: ...
+
+
+@overload
+def linear_logprobs_and_entropy(
+    hidden: Any,
+    weight: Any,
+    target: Any,
+    bias: Any = None,
+    *,
+    return_entropy: Literal[False],
+    return_lse: Literal[True],
+    **options: Unpack[HeadOptions],
+) -> tuple[Tensor, None, Tensor]: ...
 
 
 def linear_logprobs_and_entropy(
@@ -269,7 +297,7 @@ def linear_logprobs_and_entropy(
     return_lse: bool = False,
     workspace_bytes: int | None = None,
     validate: bool | None = None,
-) -> tuple[Tensor, Tensor | None] | tuple[Tensor, Tensor | None, Tensor]:
+) -> tuple[Tensor | None, ...]:
     r"""Log-probability of each target token and entropy of each row of logits that a linear head would give.
 
     .. math::
@@ -323,14 +351,8 @@ def linear_logprobs_and_entropy(
     head = arguments.check_head(
         hidden, weight, target, bias, temperature, logit_scale, softcap, ignore_index, workspace_bytes, validate
     )
-    values = (
-        *head[:-2],
-        arguments.check_flag("return_entropy", return_entropy),
-        arguments.check_flag("return_lse", return_lse),
-        *head[-2:],
-    )
-    run = _forward if ops.may_skip_dispatcher(*head[:5]) else FORWARD
-    logprobs, entropy, lse, _ = run(*values)
-    if not return_entropy:
-        entropy = None
-    return (logprobs, entropy, lse) if return_lse else (logprobs, entropy)
+    refuse_forward_mode(hidden=head.hidden, weight=head.weight, bias=head.bias)
+    want_entropy = arguments.check_flag("return_entropy", return_entropy)
+    want_lse = arguments.check_flag("return_lse", return_lse)
+    logprobs, entropy, lse = run_head(head, want_entropy, want_lse)
+    return (logprobs, entropy, lse) if want_lse else (logprobs, entropy)

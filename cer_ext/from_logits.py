@@ -14,40 +14,27 @@ dlogits, into their own memory on request. It needs nothing else of the forward 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
 from cer_ext import arguments, ops
+from cer_ext.custom_op import (
+    define_op,
+    mark_unwanted,
+    may_skip_dispatcher,
+    refuse_double_backward,
+    refuse_forward_mode,
+    upstream,
+    upstream_gradients,
+)
+from cer_ext.options import LogitsOptions
+from cer_ext.rows import check_target_values
+from cer_ext.transform import Scalars, Transform, inverse_temperature
 
 # ---------------------------------------------------------------------------------------------------------- op bodies
-
-
-def inverse_temperature(temperature: Tensor | None, ignored: Tensor | None, validate: bool) -> Tensor | None:
-    """1/T per row, flat, in float64; NaN (and so a NaN row) where T is not positive and finite, if that may pass."""
-    if temperature is None:
-        return None
-    temperature = temperature.detach().reshape(-1).double()
-    good = (temperature >= arguments.SMALLEST_TEMPERATURE) & (temperature < torch.inf)
-    if ignored is not None:
-        good = good | ignored
-    if validate and not bool(good.all()):
-        first = int((~good).nonzero()[0])
-        raise ValueError(
-            f"temperature: expected positive finite values, got {temperature[first].item()} in row {first}"
-        )
-    return torch.where(good, temperature.reciprocal(), torch.nan)
-
-
-def check_target_values(target: Tensor, ignore_index: int, vocabulary: int) -> None:
-    """Raise for the first target (contiguous) that is no token."""
-    first = ops.first_bad_target(target, ignore_index, vocabulary)
-    if first >= 0:
-        raise ValueError(
-            f"target: expected 0 <= target < {vocabulary} or ignore_index={ignore_index}, "
-            f"got {target.view(-1)[first].item()} at row {first}"
-        )
 
 
 def _matrices(logits: Tensor, first_row: int = 0) -> Iterator[tuple[Tensor, int]]:
@@ -73,21 +60,25 @@ def _columns_adjacent(logits: Tensor) -> Tensor:
     return logits if logits.stride(-1) == 1 or logits.shape[-1] == 1 else logits.contiguous()
 
 
+class Outputs(NamedTuple):
+    logprobs: Tensor
+    entropy: Tensor | None
+    lse: Tensor | None
+    stats: Tensor | None
+
+
 def _compute(
     logits: Tensor,
     target: Tensor,
     temperature: Tensor | None,
-    temperature_all: float,
+    scalars: Tensor,
     ignore_index: int,
-    logit_scale: float,
-    softcap: float,
     want_entropy: bool,
     want_lse: bool,
-    inplace_backward: bool,
     validate: bool,
     want_stats: bool,
-) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """(logprobs, entropy, lse, stats), None for what is not wanted."""
+) -> Outputs:
+    """None for what is not wanted."""
     device, dtype, shape = logits.device, ops.real_dtype(logits.dtype), target.shape
     vocabulary = logits.shape[-1]
     target = target.contiguous()
@@ -96,7 +87,7 @@ def _compute(
     inverse = None
     if temperature is not None:
         inverse = inverse_temperature(temperature, target.view(-1) == ignore_index, validate)
-    transform = ops.Transform(logit_scale, softcap, 1.0 / temperature_all, inverse)
+    transform = Transform.of(scalars, inverse)
 
     rows = target.numel()
     logprobs = torch.empty(shape, dtype=dtype, device=device)
@@ -104,7 +95,7 @@ def _compute(
     lse = torch.empty(shape, dtype=dtype, device=device) if want_lse else None
     stats = torch.empty((3, rows), dtype=torch.float64, device=device) if want_stats else None
     if not rows:
-        return logprobs, entropy, lse, stats
+        return Outputs(logprobs, entropy, lse, stats)
     states = ops.new_states(rows, device)
     flat_target = target.view(-1)
     if logits.dim() == 2 and logits.stride(1) == 1:
@@ -114,23 +105,25 @@ def _compute(
             part = slice(first, first + matrix.shape[0])
             ops.fold_tile(matrix, flat_target[part], states[:, part], transform.tile(part, slice(None)))
     ops.finish_rows(states, flat_target, transform, ignore_index, vocabulary, logprobs, entropy, lse, stats)
-    return logprobs, entropy, lse, stats
+    return Outputs(logprobs, entropy, lse, stats)
 
 
-def _forward(logits: Tensor, *arguments) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _forward(
+    logits: Tensor,
+    target: Tensor,
+    temperature: Tensor | None,
+    scalars: Tensor,
+    ignore_index: int,
+    want_entropy: bool,
+    want_lse: bool,
+    inplace_backward: bool,
+    validate: bool,
+) -> tuple[Tensor, ...]:
     """The op's body: an op returns tensors only, so an empty one stands for what is not wanted."""
-    logprobs, entropy, lse, stats = _compute(logits, *arguments, True)
-    entropy, lse = (logprobs.new_empty(0) if x is None else x for x in (entropy, lse))
-    return logprobs, entropy, lse, stats
-
-
-def upstream(grad: Tensor | None, dtype: torch.dtype, size: int) -> Tensor | None:
-    """An upstream gradient as the kernels read it: flat, contiguous, Real, one value per row; None stays None."""
-    if grad is None:
-        return None
-    if grad.numel() != size:
-        raise ValueError(f"upstream gradient: expected {size} values, got shape {tuple(grad.shape)}")
-    return grad.to(dtype).contiguous().view(-1)
+    outputs = _compute(
+        logits, target, temperature, scalars, ignore_index, want_entropy, want_lse, validate, want_stats=True
+    )
+    return tuple(outputs.logprobs.new_empty(0) if x is None else x for x in outputs)
 
 
 def _write_dlogits(
@@ -140,16 +133,13 @@ def _write_dlogits(
     temperature: Tensor | None,
     stats: Tensor,
     grads: tuple[Tensor | None, Tensor | None, Tensor | None],
-    temperature_all: float,
+    scalars: Tensor,
     ignore_index: int,
-    logit_scale: float,
-    softcap: float,
 ) -> None:
     dtype = ops.real_dtype(logits.dtype)
     target = target.contiguous().view(-1)
-    inverse = inverse_temperature(temperature, None, False)
-    transform = ops.Transform(logit_scale, softcap, 1.0 / temperature_all, inverse)
-    grads = tuple(upstream(grad, dtype, target.numel()) for grad in grads)
+    transform = Transform.of(scalars, inverse_temperature(temperature, None, False))
+    logprobs, entropy, lse = (upstream(grad, dtype, target.numel()) for grad in grads)
     out = dlogits.view(-1, dlogits.shape[-1])
     for matrix, first in _matrices(_columns_adjacent(logits)):
         part = slice(first, first + matrix.shape[0])
@@ -159,7 +149,7 @@ def _write_dlogits(
             stats[:, part],
             transform.tile(part, slice(None)),
             ignore_index,
-            tuple(None if grad is None else grad[part] for grad in grads),
+            ops.Upstream(logprobs, entropy, lse).tile(part),
             out[part],
         )
 
@@ -172,17 +162,13 @@ def _backward(
     grad_logprobs: Tensor | None,
     grad_entropy: Tensor | None,
     grad_lse: Tensor | None,
-    temperature_all: float,
+    scalars: Tensor,
     ignore_index: int,
-    logit_scale: float,
-    softcap: float,
 ) -> Tensor:
     dlogits = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
     if target.numel():
         grads = (grad_logprobs, grad_entropy, grad_lse)
-        _write_dlogits(
-            dlogits, logits, target, temperature, stats, grads, temperature_all, ignore_index, logit_scale, softcap
-        )
+        _write_dlogits(dlogits, logits, target, temperature, stats, grads, scalars, ignore_index)
     return dlogits
 
 
@@ -194,71 +180,51 @@ def _backward_in_place(
     grad_logprobs: Tensor | None,
     grad_entropy: Tensor | None,
     grad_lse: Tensor | None,
-    temperature_all: float,
+    scalars: Tensor,
     ignore_index: int,
-    logit_scale: float,
-    softcap: float,
 ) -> None:
     if target.numel():
         grads = (grad_logprobs, grad_entropy, grad_lse)
-        _write_dlogits(
-            logits, logits, target, temperature, stats, grads, temperature_all, ignore_index, logit_scale, softcap
-        )
+        _write_dlogits(logits, logits, target, temperature, stats, grads, scalars, ignore_index)
     torch.autograd.graph.increment_version(logits)  # whoever else saved the logits is told
 
 
 # ------------------------------------------------------------------------------------------------ shapes and gradients
 
 
-def _fake_forward(
-    logits,
-    target,
-    temperature,
-    temperature_all,
-    ignore_index,
-    logit_scale,
-    softcap,
-    want_entropy,
-    want_lse,
-    inplace_backward,
-    validate,
-):
-    dtype, shape = ops.real_dtype(logits.dtype), target.shape
+class ForwardArguments(NamedTuple):
+    """The op's arguments by name, in order; and its gradients, where what has none is None."""
+
+    logits: Any = None
+    target: Any = None
+    temperature: Any = None
+    scalars: Any = None
+    ignore_index: Any = None
+    want_entropy: Any = None
+    want_lse: Any = None
+    inplace_backward: Any = None
+    validate: Any = None
+
+
+def _fake_forward(*values):
+    call = ForwardArguments(*values)
+    dtype, shape = ops.real_dtype(call.logits.dtype), call.target.shape
     return (
-        logits.new_empty(shape, dtype=dtype),
-        logits.new_empty(shape if want_entropy else (0,), dtype=dtype),
-        logits.new_empty(shape if want_lse else (0,), dtype=dtype),
-        logits.new_empty((3, target.numel()), dtype=torch.float64),
+        call.logits.new_empty(shape, dtype=dtype),
+        call.logits.new_empty(shape if call.want_entropy else (0,), dtype=dtype),
+        call.logits.new_empty(shape if call.want_lse else (0,), dtype=dtype),
+        call.logits.new_empty((3, call.target.numel()), dtype=torch.float64),
     )
 
 
 def _setup_context(ctx, inputs, output) -> None:
-    logits, target, temperature, temperature_all, ignore_index, logit_scale, softcap, *rest = inputs
-    want_entropy, want_lse, inplace_backward, _ = rest
+    call = ForwardArguments(*inputs)
     _, entropy, lse, stats = output
-    ctx.set_materialize_grads(False)
-    mark_unwanted(ctx, want_entropy, entropy, want_lse, lse, stats)
-    ctx.save_for_backward(logits, target, temperature, stats)
-    ctx.scalars = (temperature_all, ignore_index, logit_scale, softcap)
-    ctx.inplace_backward = inplace_backward
-    ctx.logits_address_and_version = _address_and_version(logits) if inplace_backward else None
-
-
-def mark_unwanted(ctx, want_entropy: bool, entropy: Tensor, want_lse: bool, lse: Tensor, stats: Tensor) -> None:
-    """No gradients for the statistics, nor for the empty tensors that stand for outputs nobody asked for."""
-    unwanted = [stats]
-    if not want_entropy:
-        unwanted.append(entropy)
-    if not want_lse:
-        unwanted.append(lse)
-    ctx.mark_non_differentiable(*unwanted)
-    ctx.wanted = (True, want_entropy, want_lse)
-
-
-def upstream_gradients(ctx, *grads: Tensor | None) -> tuple[Tensor | None, ...] | None:
-    """Those of (logprobs, entropy, lse) that exist and were asked for; None if there is none at all."""
-    grads = tuple(grad if wanted else None for grad, wanted in zip(grads, ctx.wanted, strict=True))
-    return None if all(grad is None for grad in grads) else grads
+    mark_unwanted(ctx, call.want_entropy, entropy, call.want_lse, lse, stats)
+    ctx.save_for_backward(call.logits, call.target, call.temperature, stats, call.scalars)
+    ctx.ignore_index = call.ignore_index
+    ctx.inplace_backward = call.inplace_backward
+    ctx.logits_address_and_version = _address_and_version(call.logits) if call.inplace_backward else None
 
 
 def _address_and_version(tensor: Tensor) -> tuple[int, int]:
@@ -266,13 +232,13 @@ def _address_and_version(tensor: Tensor) -> tuple[int, int]:
 
 
 def _gradient(ctx, grad_logprobs, grad_entropy, grad_lse, _):
-    nothing = (None,) * 11
     grads = upstream_gradients(ctx, grad_logprobs, grad_entropy, grad_lse)
     if grads is None or not ctx.needs_input_grad[0]:
-        return nothing
-    logits, target, temperature, stats = ctx.saved_tensors
+        return ForwardArguments()
+    logits, target, temperature, stats, scalars = ctx.saved_tensors
+    rest = (target, temperature, stats, *grads, scalars, ctx.ignore_index)
     if not ctx.inplace_backward:
-        return (BACKWARD(logits, target, temperature, stats, *grads, *ctx.scalars), *nothing[1:])
+        return ForwardArguments(logits=BACKWARD(logits, *rest))
 
     if torch.is_grad_enabled():
         raise RuntimeError("inplace_backward=True overwrites the logits: it cannot be used with create_graph=True")
@@ -285,31 +251,31 @@ def _gradient(ctx, grad_logprobs, grad_entropy, grad_lse, _):
             "overwrites them; it can run once."
         )
     dlogits = logits.detach()  # the same memory, under the same version counter
-    BACKWARD_IN_PLACE(dlogits, target, temperature, stats, *grads, *ctx.scalars)
-    return (dlogits, *nothing[1:])
+    BACKWARD_IN_PLACE(dlogits, *rest)
+    return ForwardArguments(logits=dlogits)
 
 
-_SCALARS = "float temperature_all, int ignore_index, float logit_scale, float softcap"
 _BACKWARD_ARGUMENTS = (
     "Tensor target, Tensor? temperature, Tensor stats, Tensor? grad_logprobs, Tensor? grad_entropy, Tensor? grad_lse, "
-    + _SCALARS
+    "Tensor scalars, SymInt ignore_index"
 )
 
-FORWARD = ops.define_op(
-    f"logits_forward(Tensor logits, Tensor target, Tensor? temperature, {_SCALARS}, bool want_entropy, bool want_lse, "
-    "bool inplace_backward, bool validate) -> (Tensor logprobs, Tensor entropy, Tensor lse, Tensor stats)",
+FORWARD = define_op(
+    "logits_forward(Tensor logits, Tensor target, Tensor? temperature, Tensor scalars, SymInt ignore_index, "
+    "bool want_entropy, bool want_lse, bool inplace_backward, bool validate) "
+    "-> (Tensor logprobs, Tensor entropy, Tensor lse, Tensor stats)",
     _forward,
     _fake_forward,
     _gradient,
     _setup_context,
 )
-BACKWARD = ops.define_op(
+BACKWARD = define_op(
     f"logits_backward(Tensor logits, {_BACKWARD_ARGUMENTS}) -> Tensor dlogits",
     _backward,
     lambda logits, *rest: logits.new_empty(logits.shape),
-    ops.refuse_double_backward,
+    refuse_double_backward,
 )
-BACKWARD_IN_PLACE = ops.define_op(
+BACKWARD_IN_PLACE = define_op(
     f"logits_backward_(Tensor(a!) logits, {_BACKWARD_ARGUMENTS}) -> ()",
     _backward_in_place,
     lambda logits, *rest: None,
@@ -336,6 +302,50 @@ def _check_inplace_backward(logits: Tensor) -> None:
         )
 
 
+@overload
+def logprobs_and_entropy(
+    logits: Any,
+    target: Any,
+    *,
+    return_entropy: Literal[True] = ...,
+    return_lse: Literal[False] = ...,
+    **options: Unpack[LogitsOptions],
+) -> tuple[Tensor, Tensor]: ...
+
+
+@overload
+def logprobs_and_entropy(
+    logits: Any,
+    target: Any,
+    *,
+    return_entropy: Literal[True] = ...,
+    return_lse: Literal[True],
+    **options: Unpack[LogitsOptions],
+) -> tuple[Tensor, Tensor, Tensor]: ...
+
+
+@overload
+def logprobs_and_entropy(
+    logits: Any,
+    target: Any,
+    *,
+    return_entropy: Literal[False],
+    return_lse: Literal[False] = ...,
+    **options: Unpack[LogitsOptions],
+) -> tuple[Tensor, None]: ...
+
+
+@overload
+def logprobs_and_entropy(
+    logits: Any,
+    target: Any,
+    *,
+    return_entropy: Literal[False],
+    return_lse: Literal[True],
+    **options: Unpack[LogitsOptions],
+) -> tuple[Tensor, None, Tensor]: ...
+
+
 def logprobs_and_entropy(
     logits: Any,
     target: Any,
@@ -348,7 +358,7 @@ def logprobs_and_entropy(
     return_lse: bool = False,
     inplace_backward: bool = False,
     validate: bool | None = None,
-) -> tuple[Tensor, Tensor | None] | tuple[Tensor, Tensor | None, Tensor]:
+) -> tuple[Tensor | None, ...]:
     r"""Log-probability of each target token and entropy of each row of logits, in one pass over the logits.
 
     .. math::
@@ -406,23 +416,22 @@ def logprobs_and_entropy(
     inplace_backward = arguments.check_flag("inplace_backward", inplace_backward) and not torch.compiler.is_compiling()
     if inplace_backward:
         _check_inplace_backward(logits)
-    values = (
-        logits,
-        target,
-        per_row,
-        temperature_all,
-        arguments.check_integer("ignore_index", ignore_index),
-        arguments.check_logit_scale(logit_scale),
-        arguments.check_softcap(softcap),
-        arguments.check_flag("return_entropy", return_entropy),
-        arguments.check_flag("return_lse", return_lse),
-        inplace_backward,
-        arguments.check_validate(validate, logits.device),
-    )
-    if ops.may_skip_dispatcher(logits, target, per_row):
-        logprobs, entropy, lse, _ = _compute(*values, False)
+    refuse_forward_mode(logits=logits)
+    scalars = Scalars(
+        temperature_all, arguments.check_logit_scale(logit_scale), arguments.check_softcap(softcap)
+    ).pack()
+    ignore_index = arguments.check_integer("ignore_index", ignore_index)
+    want_entropy = arguments.check_flag("return_entropy", return_entropy)
+    want_lse = arguments.check_flag("return_lse", return_lse)
+    validate = arguments.check_validate(validate, logits.device)
+    if may_skip_dispatcher(logits, target, per_row):
+        logprobs, entropy, lse, _ = _compute(
+            logits, target, per_row, scalars, ignore_index, want_entropy, want_lse, validate, want_stats=False
+        )
     else:
-        logprobs, entropy, lse, _ = FORWARD(*values)
+        logprobs, entropy, lse, _ = FORWARD(
+            logits, target, per_row, scalars, ignore_index, want_entropy, want_lse, inplace_backward, validate
+        )
         if not return_entropy:
             entropy = None
     return (logprobs, entropy, lse) if return_lse else (logprobs, entropy)

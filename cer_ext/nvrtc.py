@@ -140,7 +140,7 @@ class TecaBackward(ctypes.Structure):
 def filled(struct: type[ctypes.Structure], values: list) -> ctypes.Structure:
     """A struct from a flat list of its fields in order, as the binding's arguments are; takes from the front."""
     result = struct()
-    for name, kind in struct._fields_:
+    for name, kind, *_ in struct._fields_:
         if issubclass(kind, ctypes.Structure):
             setattr(result, name, filled(kind, values))
         else:
@@ -220,7 +220,7 @@ def _write_out(path: Path, root: Path, lines: list[str], seen: set[Path]) -> Non
 
 def _cupy() -> ModuleType:
     try:
-        import cupy
+        import cupy  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise ImportError(
             "cer_ext was built without CUDA kernels, and compiling them at first use takes CuPy: "
@@ -290,8 +290,10 @@ def grad_tile(*arguments) -> None:
     name = _grad_kernel(p.tile.dtype, p.dlogits_dtype, p.tile.transform.is_plain())
     if p.tile.rows <= 0 or p.tile.cols <= 0:
         return
-    pieces, *plan = _C.grad_tile_plan(p.tile.rows, p.tile.cols, p.tile.dtype, p.dlogits_dtype, _multiprocessors())
-    _launch(name, *plan, stream, p, ctypes.c_int64(pieces))
+    pieces, blocks, threads = _C.grad_tile_plan(
+        p.tile.rows, p.tile.cols, p.tile.dtype, p.dlogits_dtype, _multiprocessors()
+    )
+    _launch(name, blocks, threads, stream, p, ctypes.c_int64(pieces))
 
 
 def teca_forward(*arguments) -> None:

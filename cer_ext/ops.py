@@ -3,7 +3,7 @@
 In: tensors (any device the package has kernels for). Out: the same tensors, written. This file packs addresses, strides
 and dtype codes for csrc (kernels.h states what each operation computes), and adds what a kernel cannot know: the device
 to make current, torch's current stream, how many threads torch may use. No mathematics, and no checks of user input:
-those are in arguments.py; the custom ops and their gradients are in from_logits.py, from_hidden.py and teca.py.
+those are in arguments.py; the custom ops around the kernels are in from_logits.py, from_hidden.py and teca.py.
 
 Lifetime: every tensor whose address is passed is an argument of the function that passes it, so it outlives the call.
 On CUDA the kernel may still run when the function returns; torch's caching allocator keeps the memory for the stream.
@@ -15,7 +15,6 @@ import functools
 import importlib.util
 import types
 import warnings
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -29,79 +28,17 @@ except ImportError as error:
         "`pip install .` there (`pip install -e .` to work on it)"
     ) from error
 
+from cer_ext.transform import Transform
+
 native_build = _C.build
 
 # ScalarType of csrc/kernels.h.
 SCALAR_TYPE = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
 
-NAMESPACE = "cer_ext"
-LIBRARY = torch.library.Library(NAMESPACE, "DEF")
-
 
 def real_dtype(dtype: torch.dtype) -> torch.dtype:
     """What logits of `dtype` are accumulated in, and what the outputs are ("Real" in kernels.h)."""
     return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def define_op(
-    schema: str,
-    implementation: Callable,
-    fake: Callable,
-    backward: Callable | None,
-    setup_context: Callable | None = None,
-) -> torch._ops.OpOverload:
-    """Register one custom op with its body for CPU and CUDA, its shapes for tracing, and its gradient if it has one."""
-    name = f"{NAMESPACE}::{schema.partition('(')[0]}"
-    LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-    for device in ("CPU", "CUDA"):
-        LIBRARY.impl(name, implementation, device)
-    torch.library.register_fake(name, fake, lib=LIBRARY)
-    if backward is not None:
-        torch.library.register_autograd(name, backward, setup_context=setup_context, lib=LIBRARY)
-    return getattr(torch.ops.cer_ext, name.partition("::")[2]).default
-
-
-def refuse_double_backward(ctx, *grads) -> None:
-    raise RuntimeError(
-        "double backward is not supported: the gradients of cer_ext's log-probabilities and entropies are computed by "
-        "kernels that are not differentiable themselves; drop create_graph=True, or use cer_ext.reference"
-    )
-
-
-def may_skip_dispatcher(*tensors: Tensor | None) -> bool:
-    """Whether nothing but the op's body is left to run: eager, plain tensors, no gradient, nobody tracing.
-
-    The dispatcher costs more than the rest of a small call (about 10 us of 25); calling the body is what it would do.
-    """
-    if torch.compiler.is_compiling():
-        return False
-    if torch._C._len_torch_dispatch_stack() or torch._C._are_functorch_transforms_active():
-        return False
-    recording = torch.is_grad_enabled()
-    for tensor in tensors:
-        if tensor is not None and (type(tensor) not in _PLAIN or (recording and tensor.requires_grad)):
-            return False
-    return True
-
-
-_PLAIN = (Tensor, torch.nn.Parameter)
-
-
-class Transform(NamedTuple):
-    """How a stored logit becomes the logit of the softmax (LogitTransform of kernels.h)."""
-
-    scale: float = 1.0
-    softcap: float = 0.0  # 0: none
-    inverse_temperature_all: float = 1.0
-    inverse_temperature: Tensor | None = None  # (rows,) float64, instead of the above
-    bias: Tensor | None = None  # (cols,) Real
-
-    def tile(self, rows: slice, columns: slice) -> Transform:
-        """The part of it that belongs to a tile."""
-        inverse, bias = self.inverse_temperature, self.bias
-        return self._replace(
-            inverse_temperature=None if inverse is None else inverse[rows], bias=None if bias is None else bias[columns]
-        )
 
 
 def _address(tensor: Tensor | None) -> int:
@@ -278,18 +215,29 @@ def finish_rows(
     )
 
 
+class Upstream(NamedTuple):
+    """Gradients of a loss with respect to a row's outputs, (rows,) Real each; None where there is none."""
+
+    logprobs: Tensor | None
+    entropy: Tensor | None
+    lse: Tensor | None = None
+
+    def tile(self, rows: slice) -> Upstream:
+        return Upstream(*(None if grad is None else grad[rows] for grad in self))
+
+
 def grad_tile(
     logits: Tensor,
     target: Tensor,
     stats: Tensor,
     transform: Transform,
     ignore_index: int,
-    grads: tuple[Tensor | None, Tensor | None, Tensor | None],
+    grads: Upstream,
     dlogits: Tensor,
     *,
     first_column: int = 0,
 ) -> None:
-    """dlogits (rows, cols), which may be `logits`, from the upstream gradients of logprobs, entropy, lse (rows,)."""
+    """dlogits (rows, cols), which may be `logits`, from the upstream gradients of its rows."""
     rows, cols = logits.shape
     if not rows:
         return
@@ -311,9 +259,9 @@ def grad_tile(
         ignore_index,
         stats.data_ptr(),
         stats.stride(0),
-        _address(grads[0]),
-        _address(grads[1]),
-        _address(grads[2]),
+        _address(grads.logprobs),
+        _address(grads.entropy),
+        _address(grads.lse),
         dlogits.data_ptr(),
         SCALAR_TYPE[dlogits.dtype],
         dlogits.stride(0),

@@ -15,9 +15,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Literal, overload
 
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
+
+from cer_ext.options import HeadOptions, LogitsOptions, SoftmaxOptions
 
 
 def _output_dtype(*inputs: Tensor) -> torch.dtype:
@@ -28,12 +32,56 @@ def _check_target(target: Tensor, ignore_index: int, vocabulary: int, validate: 
     """Which rows hold a target outside [0, vocabulary); raises instead where `validate` asks for it."""
     bad = ((target < 0) | (target >= vocabulary)) & (target != ignore_index)
     if (target.device.type == "cpu" if validate is None else validate) and bool(bad.any()):
-        first = bad.flatten().nonzero()[0].item()
+        first = int(bad.flatten().nonzero()[0, 0])
         raise ValueError(
             f"target[{first}] is {target.flatten()[first].item()}: expected 0 <= target < {vocabulary} "
             f"or ignore_index={ignore_index}"
         )
     return bad
+
+
+@overload
+def logprobs_and_entropy(
+    logits: Tensor,
+    target: Tensor,
+    *,
+    return_entropy: Literal[True] = ...,
+    return_lse: Literal[False] = ...,
+    **options: Unpack[LogitsOptions],
+) -> tuple[Tensor, Tensor]: ...
+
+
+@overload
+def logprobs_and_entropy(
+    logits: Tensor,
+    target: Tensor,
+    *,
+    return_entropy: Literal[True] = ...,
+    return_lse: Literal[True],
+    **options: Unpack[LogitsOptions],
+) -> tuple[Tensor, Tensor, Tensor]: ...
+
+
+@overload
+def logprobs_and_entropy(
+    logits: Tensor,
+    target: Tensor,
+    *,
+    return_entropy: Literal[False],
+    return_lse: Literal[False] = ...,
+    **options: Unpack[LogitsOptions],
+) -> tuple[Tensor, None]: ...
+
+
+@overload
+def logprobs_and_entropy(
+    logits: Tensor,
+    target: Tensor,
+    *,
+    return_entropy: Literal[False],
+    return_lse: Literal[True],
+    **options: Unpack[LogitsOptions],
+) -> tuple[Tensor, None, Tensor]: ...
 
 
 def logprobs_and_entropy(
@@ -48,7 +96,7 @@ def logprobs_and_entropy(
     return_lse: bool = False,
     inplace_backward: bool = False,
     validate: bool | None = None,
-) -> tuple[Tensor, Tensor | None] | tuple[Tensor, Tensor | None, Tensor]:
+) -> tuple[Tensor | None, ...]:
     """As :func:`cer_ext.logprobs_and_entropy`; ``inplace_backward`` changes nothing here."""
     del inplace_backward
     target = target.long()
@@ -79,6 +127,58 @@ def logprobs_and_entropy(
     return (*outputs, lse) if return_lse else outputs
 
 
+@overload
+def linear_logprobs_and_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    bias: Tensor | None = None,
+    *,
+    return_entropy: Literal[True] = ...,
+    return_lse: Literal[False] = ...,
+    **options: Unpack[HeadOptions],
+) -> tuple[Tensor, Tensor]: ...
+
+
+@overload
+def linear_logprobs_and_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    bias: Tensor | None = None,
+    *,
+    return_entropy: Literal[True] = ...,
+    return_lse: Literal[True],
+    **options: Unpack[HeadOptions],
+) -> tuple[Tensor, Tensor, Tensor]: ...
+
+
+@overload
+def linear_logprobs_and_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    bias: Tensor | None = None,
+    *,
+    return_entropy: Literal[False],
+    return_lse: Literal[False] = ...,
+    **options: Unpack[HeadOptions],
+) -> tuple[Tensor, None]: ...
+
+
+@overload
+def linear_logprobs_and_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    bias: Tensor | None = None,
+    *,
+    return_entropy: Literal[False],
+    return_lse: Literal[True],
+    **options: Unpack[HeadOptions],
+) -> tuple[Tensor, None, Tensor]: ...
+
+
 def linear_logprobs_and_entropy(
     hidden: Tensor,
     weight: Tensor,
@@ -93,7 +193,7 @@ def linear_logprobs_and_entropy(
     return_lse: bool = False,
     workspace_bytes: int | None = None,
     validate: bool | None = None,
-) -> tuple[Tensor, Tensor | None] | tuple[Tensor, Tensor | None, Tensor]:
+) -> tuple[Tensor | None, ...]:
     """As :func:`cer_ext.linear_logprobs_and_entropy`; all logits at once, ``workspace_bytes`` changes nothing here."""
     del workspace_bytes
     ignored = target.long() == ignore_index
@@ -148,7 +248,7 @@ def linear_token_loss(
     *,
     return_entropy: bool = True,
     workspace_bytes: int | None = None,
-    **options,
+    **options: Unpack[SoftmaxOptions],
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """As :func:`cer_ext.linear_token_loss`: every logit at once, `loss_fn` once, gradients by autograd."""
     del workspace_bytes

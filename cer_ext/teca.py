@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from cer_ext import arguments, ops
-from cer_ext.from_logits import upstream
+from cer_ext.custom_op import define_op, may_skip_dispatcher, refuse_double_backward, refuse_forward_mode, upstream
 
 # ---------------------------------------------------------------------------------------------------------- op bodies
 
@@ -115,19 +115,19 @@ def _gradient(ctx, grad_average, grad_last):
     return BACKWARD(*ctx.saved_tensors, grad_average, grad_last), None, None, None
 
 
-FORWARD = ops.define_op(
+FORWARD = define_op(
     "teca_forward(Tensor entropy, Tensor? mask, Tensor? cu_seqlens, bool validate) -> (Tensor average, Tensor last)",
     _forward,
     _fake_forward,
     _gradient,
     _setup_context,
 )
-BACKWARD = ops.define_op(
+BACKWARD = define_op(
     "teca_backward(Tensor like, Tensor? mask, Tensor? cu_seqlens, Tensor? grad_average, Tensor? grad_last) "
     "-> Tensor grad_entropy",
     _backward,
     lambda like, *rest: like.new_empty(like.shape),
-    ops.refuse_double_backward,
+    refuse_double_backward,
 )
 
 
@@ -163,8 +163,9 @@ def _average_and_last(entropy: Any, mask: Any, cu_seqlens: Any) -> tuple[Tensor,
             raise ValueError(f"cu_seqlens: expected shape (responses + 1,), got {tuple(cu_seqlens.shape)}")
         arguments.check_same_device("cu_seqlens", cu_seqlens, "entropy", entropy)
         cu_seqlens = cu_seqlens.long()
+    refuse_forward_mode(entropy=entropy)
     values = (entropy.to(ops.real_dtype(entropy.dtype)), mask, cu_seqlens, entropy.device.type == "cpu")
-    return (_forward if ops.may_skip_dispatcher(*values[:3]) else FORWARD)(*values)
+    return (_forward if may_skip_dispatcher(*values[:3]) else FORWARD)(*values)
 
 
 def teca(entropy: Any, mask: Any = None, *, cu_seqlens: Any = None) -> Tensor:

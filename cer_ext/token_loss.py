@@ -21,14 +21,18 @@ The same idea: Liger-Kernel's fused linear losses, which have no entropy and alw
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
-from cer_ext import arguments, from_hidden, ops
-from cer_ext.from_logits import check_target_values, inverse_temperature
-from cer_ext.tiles import Matrices, Rows
+from cer_ext import arguments, ops
+from cer_ext.custom_op import refuse_double_backward, refuse_forward_mode
+from cer_ext.from_hidden import run_head
+from cer_ext.head_passes import Needed
+from cer_ext.rows import Rows, alive_rows, check_target_values
+from cer_ext.tiles import Matrices
+from cer_ext.transform import Transform, inverse_temperature
 
 LossFunction = Callable[[Tensor, Tensor | None, slice], Tensor]
 
@@ -44,30 +48,28 @@ class TokenLoss(NamedTuple):
 class _Gradients:
     """Gradients of one pass, accumulated in float32 (float64), None where none is needed."""
 
-    def __init__(self, head: arguments.Head, needed: tuple[bool, bool, bool], rows: int) -> None:
+    def __init__(self, head: arguments.Head, needed: Needed, rows: int) -> None:
         vocabulary, width = head.weight.shape
-        shapes = ((rows, width), (vocabulary, width), (vocabulary,))
-        options = {"dtype": ops.real_dtype(head.hidden.dtype), "device": head.hidden.device}
-        self.hidden, self.weight, self.bias = (
-            torch.empty(shape, **options) if need else None for shape, need in zip(shapes, needed, strict=True)
-        )
-        for tensor in (self.hidden, self.bias):
-            if tensor is not None:
-                tensor.zero_()
+        dtype, device = ops.real_dtype(head.hidden.dtype), head.hidden.device
+        self.hidden = torch.zeros((rows, width), dtype=dtype, device=device) if needed.hidden else None
+        self.weight = torch.empty((vocabulary, width), dtype=dtype, device=device) if needed.weight else None
+        self.bias = torch.zeros(vocabulary, dtype=dtype, device=device) if needed.bias else None
         self._fresh = True  # whether weight is still to be written: its first tiles overwrite, nothing is zeroed first
 
-    def add_tile(self, matrices: Matrices, dlogits: Tensor, part: slice, alive: Rows, columns: slice) -> None:
-        """What one tile adds: dlogits (n, cols) of those rows of `part` that are alive."""
+    def add_tile(
+        self, matrices: Matrices, dlogits: Tensor, part: slice, chosen: Rows, factor: Tensor | None, columns: slice
+    ) -> None:
+        """What one tile adds: dlogits (n, cols) of the chosen rows of `part`, whose hidden states are `factor`."""
         if self.hidden is not None:
             rows = self.hidden[part]
             weight_tile = matrices.weight_tile(columns)
-            if alive.index is None:
+            if chosen.indices is None:
                 matrices.multiply(dlogits, weight_tile, rows, accumulate=True)
             else:
-                rows.index_add_(0, alive.index, dlogits @ weight_tile)
-        if self.weight is not None:
-            rows = alive.take(matrices.hidden[part])
-            matrices.multiply(dlogits.T, rows, self.weight[columns], accumulate=not self._fresh)
+                product = rows.new_empty((dlogits.shape[0], rows.shape[1]))
+                rows.index_add_(0, chosen.indices, matrices.multiply(dlogits, weight_tile, product, accumulate=False))
+        if self.weight is not None and factor is not None:
+            matrices.multiply(dlogits.T, factor, self.weight[columns], accumulate=not self._fresh)
         if self.bias is not None:
             self.bias[columns] += dlogits.sum(0, dtype=self.bias.dtype)
 
@@ -79,28 +81,25 @@ class _Gradients:
         """(hidden, weight, bias), with zeros in those of the `total` rows of hidden that took no part."""
         if self._fresh and self.weight is not None:
             self.weight.zero_()
-        hidden = self.hidden
-        if hidden is not None and rows.index is not None:
-            hidden = hidden.new_zeros((total, hidden.shape[1])).index_copy_(0, rows.index, hidden)
+        hidden = None if self.hidden is None else rows.spread_matrix(self.hidden, total)
         return hidden, self.weight, self.bias
 
 
 def _loss_of_rows(
     loss_fn: LossFunction, logprobs: Tensor, entropy: Tensor | None, rows: slice, wants_gradient: bool = True
-) -> tuple[Tensor, list[Tensor | None]]:
+) -> tuple[Tensor, ops.Upstream]:
     """The loss of some rows and what autograd makes of it: gradients of logprobs and entropy."""
-    inputs = [x for x in (logprobs.detach(), None if entropy is None else entropy.detach()) if x is not None]
     with torch.set_grad_enabled(wants_gradient):
-        inputs = [x.requires_grad_(wants_gradient) for x in inputs]
+        inputs = [x.detach().requires_grad_(wants_gradient) for x in (logprobs, entropy) if x is not None]
         loss = loss_fn(inputs[0], inputs[1] if entropy is not None else None, rows)
         if not isinstance(loss, Tensor) or loss.dim() or not loss.is_floating_point():
             found = f"shape {tuple(loss.shape)} of {loss.dtype}" if isinstance(loss, Tensor) else type(loss).__name__
             raise TypeError(f"loss_fn: expected a floating point scalar (the sum over its rows), got {found}")
         if not loss.requires_grad:  # a loss that does not depend on them, or nobody asked
-            return loss.detach(), [None, None]
+            return loss.detach(), ops.Upstream(None, None)
         _refuse_other_leaves(loss, inputs)
-        grads = list(torch.autograd.grad(loss, inputs, allow_unused=True))
-    return loss.detach(), grads + [None] * (2 - len(grads))
+        grads = torch.autograd.grad(loss, inputs, allow_unused=True)
+    return loss.detach(), ops.Upstream(grads[0], grads[1] if entropy is not None else None)
 
 
 def _refuse_other_leaves(loss: Tensor, inputs: list[Tensor]) -> None:
@@ -126,7 +125,7 @@ class _Call(NamedTuple):
 
     matrices: Matrices
     rows: Rows
-    transform: ops.Transform
+    transform: Transform
     ignore_index: int
     vocabulary: int
 
@@ -147,17 +146,21 @@ class _Call(NamedTuple):
         ops.finish_rows(states, target, transform, self.ignore_index, self.vocabulary, logprobs, entropy, None, stats)
         return logprobs, entropy, stats
 
-    def add_gradients(self, part: slice, stats: Tensor, grads: list[Tensor | None], gradients: _Gradients) -> None:
+    def add_gradients(self, part: slice, stats: Tensor, grads: ops.Upstream, gradients: _Gradients) -> None:
         """From the kept logits of some rows and their upstream gradients (n,) to the sums in `gradients`."""
         target, inverse = self.rows.target[part], self.transform.tile(part, slice(0, 0)).inverse_temperature
-        alive = None
-        if target.device.type == "cpu":  # a row whose upstream gradients are all zero adds nothing to any gradient
-            alive = torch.stack([grad != 0 for grad in grads if grad is not None]).any(0)
-            if not alive.any():
-                return
-        chosen = Rows.select(alive, target, inverse)
+        alive = alive_rows(target, self.ignore_index, grads)
+        on_cpu = target.device.type == "cpu"
+        if on_cpu and not alive.any():
+            return
+        chosen = Rows.select(alive if on_cpu else None, target, inverse)
         stats = chosen.take(stats, dim=1)
-        upstream = (*(chosen.take(grad) for grad in grads), None)
+        upstream = ops.Upstream(*(chosen.take(grad) for grad in grads))
+        factor = None
+        if gradients.weight is not None:
+            factor = chosen.take(self.matrices.hidden[part])
+            if not on_cpu:  # zero times NaN would be NaN
+                factor = factor.masked_fill(~alive[:, None], 0.0)
         transform = self.transform._replace(inverse_temperature=chosen.inverse)
         everything = slice(0, chosen.target.numel())
         for columns in self.matrices.tiling.column_tiles(self.vocabulary):
@@ -173,12 +176,12 @@ class _Call(NamedTuple):
                 dlogits,
                 first_column=columns.start,
             )
-            gradients.add_tile(self.matrices, dlogits, part, chosen, columns)
+            gradients.add_tile(self.matrices, dlogits, part, chosen, factor, columns)
         gradients.end_rows()
 
 
 def _one_pass(
-    head: arguments.Head, loss_fn: LossFunction, want_entropy: bool, needed: tuple[bool, bool, bool]
+    head: arguments.Head, loss_fn: LossFunction, want_entropy: bool, needed: Needed
 ) -> tuple[Tensor, Tensor, Tensor | None, tuple[Tensor | None, ...]]:
     device, dtype = head.hidden.device, ops.real_dtype(head.hidden.dtype)
     vocabulary, width = head.weight.shape
@@ -206,20 +209,20 @@ def _one_pass(
         whole_rows=True,
     )
     bias = None if head.bias is None else head.bias.to(dtype).contiguous()
-    transform = ops.Transform(head.logit_scale, head.softcap, 1.0 / head.temperature_all, rows.inverse, bias)
+    transform = Transform.of(head.scalars.pack(), rows.inverse, bias)
     call = _Call(matrices, rows, transform, head.ignore_index, vocabulary)
     loss = torch.zeros((), dtype=dtype, device=device)
     for part in matrices.tiling.row_tiles(n):
         span, place = rows.span(part, total)
         part_logprobs, part_entropy, stats = call.fold(part, want_entropy)
         logprobs[span][place] = part_logprobs
-        if want_entropy:
+        if entropy is not None and part_entropy is not None:
             entropy[span][place] = part_entropy
-        part_loss, grads = _loss_of_rows(loss_fn, logprobs[span], entropy[span] if want_entropy else None, span)
+        part_loss, grads = _loss_of_rows(loss_fn, logprobs[span], None if entropy is None else entropy[span], span)
         loss = loss + part_loss
         if any(grad is not None for grad in grads):
-            grads = [None if grad is None else grad.to(dtype)[place].contiguous() for grad in grads]
-            call.add_gradients(part, stats, grads, gradients)
+            chosen = (None if grad is None else grad.to(dtype)[place].contiguous() for grad in grads)
+            call.add_gradients(part, stats, ops.Upstream(*chosen), gradients)
     return loss, logprobs, entropy, gradients.spread(rows, total)
 
 
@@ -237,7 +240,7 @@ class _TokenLossFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, hidden, weight, bias, head, loss_fn, want_entropy):
-        needed = tuple(ctx.needs_input_grad[:3])
+        needed = Needed(*ctx.needs_input_grad[:3])
         loss, logprobs, entropy, ctx.gradients = _one_pass(head, loss_fn, want_entropy, needed)
         ctx.like = [(None, None) if x is None else (x.shape, x.dtype) for x in (hidden, weight, bias)]
         ctx.set_materialize_grads(False)
@@ -245,9 +248,9 @@ class _TokenLossFunction(torch.autograd.Function):
         return loss, logprobs, entropy
 
     @staticmethod
-    def backward(ctx, grad_loss, *_):
+    def backward(ctx, grad_loss, *_):  # pyright: ignore[reportIncompatibleMethodOverride]
         if torch.is_grad_enabled():  # create_graph=True
-            ops.refuse_double_backward(ctx)
+            refuse_double_backward(ctx)
         if grad_loss is None:
             return (None,) * 6
         if ctx.gradients is None:
@@ -256,7 +259,7 @@ class _TokenLossFunction(torch.autograd.Function):
                 "retain_graph=True in the first"
             )
         # Private, the same in torch 2.11 to 2.14; test_token_loss.py holds it: True under retain_graph=True.
-        keep = torch._C._autograd._get_current_graph_task_keep_graph()
+        keep = torch._C._autograd._get_current_graph_task_keep_graph()  # pyright: ignore[reportAttributeAccessIssue]
         results = [
             None if grad is None else _times(grad, grad_loss, dtype, keep).view(shape)
             for grad, (shape, dtype) in zip(ctx.gradients, ctx.like, strict=True)
@@ -349,9 +352,12 @@ def linear_token_loss(
     head = arguments.check_head(
         hidden, weight, target, bias, temperature, logit_scale, softcap, ignore_index, workspace_bytes, validate
     )
+    refuse_forward_mode(hidden=head.hidden, weight=head.weight, bias=head.bias)
     want_entropy = arguments.check_flag("return_entropy", return_entropy)
-    run = torch.compiler.disable(_run) if torch.compiler.is_compiling() else _run
-    return run(head, loss_fn, want_entropy)
+    if torch.compiler.is_compiling():
+        run_eagerly = cast(Callable[..., TokenLoss], torch.compiler.disable(_run))
+        return run_eagerly(head, loss_fn, want_entropy)
+    return _run(head, loss_fn, want_entropy)
 
 
 def _run(head: arguments.Head, loss_fn: LossFunction, want_entropy: bool) -> TokenLoss:
@@ -360,8 +366,7 @@ def _run(head: arguments.Head, loss_fn: LossFunction, want_entropy: bool) -> Tok
         loss, logprobs, entropy = _TokenLossFunction.apply(*operands, head, loss_fn, want_entropy)
         shape = head.target.shape
         return TokenLoss(loss, logprobs.view(shape), entropy.view(shape) if want_entropy else None)
-    logprobs, entropy, _, _ = from_hidden.FORWARD(*head[:-2], want_entropy, False, *head[-2:])
-    entropy = entropy if want_entropy else None
+    logprobs, entropy, _ = run_head(head, want_entropy, want_lse=False)
     rows = slice(0, logprobs.numel())
     flat_entropy = None if entropy is None else entropy.view(-1)
     loss, _ = _loss_of_rows(loss_fn, logprobs.view(-1), flat_entropy, rows, False)

@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from cer_ext import from_hidden, from_logits, linear_logprobs_and_entropy, logprobs_and_entropy, reference, teca_last
 from cer_ext import teca as teca_of
+from cer_ext.transform import Scalars
 
 # cer_ext.teca is the function; its module is needed for the registered ops.
 TECA_FORWARD = torch.ops.cer_ext.teca_forward.default
@@ -69,7 +70,7 @@ def test_gradcheck_teca(device):
 
 
 def scalars(temperature=1.0):
-    return (temperature, -100, 1.0, 0.0)
+    return Scalars(temperature).pack(), -100
 
 
 def op_calls(device):
@@ -117,6 +118,11 @@ def op_calls(device):
         "teca_forward, packed": (TECA_FORWARD, (leaf(entropy.view(-1)), None, cu_seqlens, True)),
         "teca_backward": (TECA_BACKWARD, (entropy, mask, None, entropy, entropy[:, 0].contiguous())),
     }
+
+
+@pytest.mark.parametrize("room", [from_logits, from_hidden])
+def test_an_op_takes_its_arguments_by_the_names_and_in_the_order_of_the_code(room):
+    assert [argument.name for argument in room.FORWARD._schema.arguments] == list(room.ForwardArguments._fields)
 
 
 @pytest.mark.parametrize("call", op_calls(torch.device("cpu")))

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cer_ext import linear_logprobs_and_entropy, logprobs_and_entropy, reference
-from cer_ext.tiles import FEWEST_COLUMNS, plan_tiles
+from cer_ext.tile_plan import FEWEST_COLUMNS, plan_tiles
 
 LOW = [torch.bfloat16, torch.float16]
 

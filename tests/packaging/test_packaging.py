@@ -74,6 +74,7 @@ def test_wheel_is_complete_small_and_runs(tree, tmp_path):
     assert [name for name in names if name.startswith("cer_ext/_C")], names
     for source in [*(tree / "csrc").glob("*.h"), *(tree / "csrc/cuda").glob("*.cuh")]:
         assert f"cer_ext/{source.relative_to(tree)}" in names, f"{source.name}: NVRTC would not find it"
+    assert {"cer_ext/py.typed", "cer_ext/_C.pyi"} <= set(names), "type checkers would not see the package's types"
     for recipe in (tree / "trainer").rglob("*.yaml"):
         assert str(recipe.relative_to(tree)) in names
     assert not [name for name in names if name.startswith(("tests/", "bench/"))]

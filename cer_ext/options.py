@@ -1,0 +1,22 @@
+"""The keywords that public functions share, for type checkers: what the functions themselves state once more."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from typing_extensions import TypedDict
+
+
+class SoftmaxOptions(TypedDict, total=False):
+    temperature: float | Tensor
+    logit_scale: float
+    softcap: float | None
+    ignore_index: int
+    validate: bool | None
+
+
+class LogitsOptions(SoftmaxOptions, total=False):
+    inplace_backward: bool
+
+
+class HeadOptions(SoftmaxOptions, total=False):
+    workspace_bytes: int | None

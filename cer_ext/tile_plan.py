@@ -1,0 +1,162 @@
+"""Into which tiles the matrix of logits of a head is cut.
+
+In: its rows and columns, what a logit and a column take, a number of bytes. Out: the shape of a tile, or a ValueError
+where not even the smallest fits. Arithmetic only: the products are made in tiles.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+# On CUDA such that with the gradient of 8192 x 4096 hidden states (128 MiB in float32, 64 in bfloat16) a call stays
+# below 512 MiB.
+DEFAULT_WORKSPACE_BYTES = {"cpu": 32 * 2**20, "cuda": 256 * 2**20}
+# Rows of a tile where memory allows it: enough that a GEMM of (rows, D) x (D, cols) is limited by arithmetic, few
+# enough that there are still many columns.
+PREFERRED_ROWS = {"cpu": 512, "cuda": 4096}
+# On CPU a tile of 512 x 2048 float32 (4 MiB) is folded while it is still in the cache, and is no new memory to page in;
+# one of 64 MiB made the whole forward half as slow again (D = 256). CUDA tiles are as wide as the workspace allows.
+PREFERRED_COLUMNS = {"cpu": 2048, "cuda": 2**31}
+FEWEST_COLUMNS = 64
+# Where whole rows are kept, a tile is what one GEMM makes: on CUDA 416 rows of it are 13 MiB, less than the L2.
+WHOLE_ROW_WORKSPACE_BYTES = {"cpu": 256 * 2**20, "cuda": 256 * 2**20}
+WHOLE_ROW_COLUMNS = {"cpu": 2048, "cuda": 8192}
+
+
+class Tiling(NamedTuple):
+    """The shape of a tile of logits."""
+
+    rows: int
+    cols: int
+
+    def row_tiles(self, rows: int) -> Iterator[slice]:
+        return (slice(start, min(start + self.rows, rows)) for start in range(0, rows, self.rows))
+
+    def column_tiles(self, vocabulary: int) -> Iterator[slice]:
+        return (slice(start, min(start + self.cols, vocabulary)) for start in range(0, vocabulary, self.cols))
+
+
+def plan_tiles(
+    rows: int,
+    vocabulary: int,
+    *,
+    workspace_bytes: int,
+    bytes_per_logit: int,
+    bytes_per_column: int,
+    preferred_rows: int,
+    preferred_columns: int,
+) -> Tiling:
+    """The largest tile with rows * cols * bytes_per_logit + cols * bytes_per_column <= workspace_bytes and no more than
+    preferred_columns; more than preferred_rows only where the vocabulary is narrower than that.
+
+    Columns first give way (down to FEWEST_COLUMNS), then rows. Tiles are evened out, so that none is a narrow rest.
+    Raises ValueError where not even one row of FEWEST_COLUMNS columns fits.
+    """
+    fewest = min(vocabulary, FEWEST_COLUMNS)
+    needed = fewest * (bytes_per_logit + bytes_per_column)
+    if workspace_bytes < needed:
+        raise ValueError(f"workspace_bytes: expected at least {needed} for these inputs, got {workspace_bytes}")
+
+    tile_rows = min(rows, preferred_rows)
+    cols = workspace_bytes // (tile_rows * bytes_per_logit + bytes_per_column)
+    if cols < fewest:
+        cols = fewest
+        tile_rows = (workspace_bytes // cols - bytes_per_column) // bytes_per_logit
+    cols = min(cols, vocabulary, max(preferred_columns, fewest))
+    if cols < vocabulary:
+        even = -(-vocabulary // -(-vocabulary // cols))  # as many tiles, of one width
+        cols = min(cols, -(-even // FEWEST_COLUMNS) * FEWEST_COLUMNS)
+    if cols == vocabulary:
+        tile_rows = max(tile_rows, preferred_rows * preferred_columns // vocabulary)
+    tile_rows = min(rows, tile_rows, (workspace_bytes // cols - bytes_per_column) // bytes_per_logit)
+    even = -(-rows // -(-rows // tile_rows))
+    return Tiling(even, cols)
+
+
+def even_columns(vocabulary: int, most: int) -> int:
+    """The width of column tiles of at most `most` that are about as wide: a multiple of FEWEST_COLUMNS where there are
+    several, so that every row of a tile begins at an aligned address. `most` is such a multiple."""
+    if vocabulary <= most:
+        return vocabulary
+    even = -(-vocabulary // -(-vocabulary // most))
+    return -(-even // FEWEST_COLUMNS) * FEWEST_COLUMNS
+
+
+def plan_whole_rows(
+    rows: int,
+    vocabulary: int,
+    *,
+    workspace_bytes: int,
+    bytes_per_logit: int,
+    bytes_per_tile_logit: int,
+    bytes_per_column: int,
+    columns: int,
+) -> Tiling:
+    """The most rows whose logits fit whole, in column tiles of one width of at most `columns`:
+    rows * (vocabulary * bytes_per_logit + cols * bytes_per_tile_logit) + cols * bytes_per_column <= workspace_bytes.
+
+    Row tiles are evened out, in multiples of 16 rows where there are as many. Raises ValueError where no row fits.
+    """
+    cols = even_columns(vocabulary, columns)
+    per_row = vocabulary * bytes_per_logit + cols * bytes_per_tile_logit
+    needed = per_row + cols * bytes_per_column
+    if workspace_bytes < needed:
+        raise ValueError(f"workspace_bytes: expected at least {needed} for these inputs, got {workspace_bytes}")
+    most = (workspace_bytes - cols * bytes_per_column) // per_row
+    unit = 16 if most >= 16 else 1
+    even = -(-rows // -(-rows // (most - most % unit)))
+    return Tiling(min(rows, -(-even // unit) * unit), cols)
+
+
+class Extras(NamedTuple):
+    """What a call keeps beside the tile of logits itself."""
+
+    weight_copy: bool = False  # of the columns of a tile, in float32
+    low_dlogits: bool = False  # dlogits of a tile in the dtype of the inputs
+    weight_grad: bool = False  # of the columns of a tile, in float32
+
+
+def plan_head(
+    hidden: Tensor,
+    vocabulary: int,
+    *,
+    real: torch.dtype,
+    workspace_bytes: int,
+    extras: Extras,
+    whole_rows: bool,
+    long_tiles: bool,
+) -> Tiling:
+    """The tiles of the logits of hidden (n, D) over `vocabulary` columns; `workspace_bytes` 0 is the device's default.
+
+    `long_tiles`: nothing but logits has to stay in the cache, so few rows may be longer.
+    """
+    rows, width = hidden.shape
+    device = hidden.device.type
+    size, low_size = real.itemsize, hidden.dtype.itemsize if extras.low_dlogits else 0
+    bytes_per_column = width * size * (extras.weight_copy + extras.weight_grad)
+    if whole_rows:
+        return plan_whole_rows(
+            rows,
+            vocabulary,
+            workspace_bytes=workspace_bytes or WHOLE_ROW_WORKSPACE_BYTES[device],
+            bytes_per_logit=size,
+            bytes_per_tile_logit=low_size,
+            bytes_per_column=bytes_per_column,
+            columns=WHOLE_ROW_COLUMNS[device],
+        )
+    columns = PREFERRED_COLUMNS[device]
+    if long_tiles:
+        columns *= max(1, PREFERRED_ROWS[device] // rows)
+    return plan_tiles(
+        rows,
+        vocabulary,
+        workspace_bytes=workspace_bytes or DEFAULT_WORKSPACE_BYTES[device],
+        bytes_per_logit=size + low_size,
+        bytes_per_column=bytes_per_column,
+        preferred_rows=PREFERRED_ROWS[device],
+        preferred_columns=columns,
+    )
