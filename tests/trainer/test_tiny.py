@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainer.experiment import result_table, warm_start
-from trainer.experiment.held_out import entropies, evaluate
+from trainer.experiment.held_out import evaluate
 from trainer.experiment.warm_start import WarmStartSettings
 from trainer.sampling import rollout
 from trainer.tiny import problems as word_problems
@@ -273,19 +273,6 @@ def test_bad_warm_start_settings_are_refused(bad):
 # --- evaluation and table
 
 
-def test_entropies_are_those_of_the_model_at_the_completions_tokens(tokenizer, model):
-    prompts = prompts_of(tokenizer, 3)
-    completions = [[7, 8, 9, 10], [11], [12, 13]]
-    entropy, mask = entropies(model, prompts, completions, tokenizer.pad_token_id)
-    assert mask.sum(1).tolist() == [4, 1, 2]
-    for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
-        with torch.no_grad():
-            logits = model(torch.tensor([prompt + completion])).logits[0].double()
-        logp = logits.log_softmax(-1)
-        expected = -(logp.exp() * logp).sum(-1)[len(prompt) - 1 : -1]
-        torch.testing.assert_close(entropy[row, mask[row]].double(), expected, rtol=1e-4, atol=1e-6)
-
-
 def test_evaluation_leaves_the_random_state_and_the_mode_alone(tokenizer, model):
     problems = draw_problems(5, seed=0, held_out=True)
     state = torch.random.get_rng_state()
@@ -297,21 +284,6 @@ def test_evaluation_leaves_the_random_state_and_the_mode_alone(tokenizer, model)
     assert evaluate(model, tokenizer, problems, max_new_tokens=8, seed=1) == first
     for teca, total, tokens in zip(first.teca, first.entropy_sum, first.tokens, strict=True):
         assert teca * tokens == pytest.approx(total, rel=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("successes", "n", "low", "high"),
-    # Wilson (1927) by the formula in 50-digit arithmetic
-    [(0, 10, 0.0, 0.277533), (10, 10, 0.722467, 1.0), (5, 10, 0.236593, 0.763407), (243, 256, 0.915069, 0.970086)],
-)
-def test_wilson_interval(successes, n, low, high):
-    assert result_table.wilson(successes, n) == pytest.approx((low, high), abs=2e-6)
-
-
-@given(st.integers(1, 500).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
-def test_wilson_interval_holds_the_share_and_stays_within_0_and_1(case):
-    low, high = result_table.wilson(*case)
-    assert 0 <= low <= case[0] / case[1] <= high <= 1
 
 
 def test_table_says_what_accuracy_alone_and_a_length_penalty_do(tokenizer, model):

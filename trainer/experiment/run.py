@@ -24,7 +24,6 @@ import transformers
 import trl
 from datasets import Dataset
 
-from trainer.experiment import curves
 from trainer.experiment.held_out import HeldOutResponses, evaluate
 from trainer.experiment.result_table import BEFORE, result_table, summarise
 from trainer.experiment.warm_start import WarmStartSettings, cache_key, load, warm_start
@@ -35,7 +34,7 @@ from trainer.tiny.problems import draw_problems
 from trainer.training.arguments import ConfigError, RunArguments
 from trainer.training.checkpoints import complete_checkpoints, resolve_resume
 from trainer.training.run import build, carry_out
-from trainer.training.run_log import append_line
+from trainer.training.run_log import LOG_FILE, append_line, read_log
 
 _TRAINING_PROBLEMS = 4096
 
@@ -145,6 +144,17 @@ def _train_one(reward: list[str], start: Path, run: RunArguments, config, settin
     return (128 + received if received else 0), result
 
 
+def _draw_curves(output_dir: Path, labels: list[str]) -> Path:
+    from trainer.plotting.style import save, style
+    from trainer.plotting.training import ACCURACY, LENGTH, TECA, TOTAL_ENTROPY, training
+
+    logs = [(label, read_log(output_dir / label / LOG_FILE)) for label in labels]
+    with style():
+        drawn, _ = training(logs, panels=(ACCURACY, LENGTH, TECA, TOTAL_ENTROPY))
+        (path,) = save(drawn, output_dir, "curves", ("png",))
+    return path
+
+
 def _cpu_name() -> str:
     listing = Path("/proc/cpuinfo")
     names = listing.read_text().split("model name\t: ")[1:] if listing.is_file() else []
@@ -195,6 +205,5 @@ def run_experiment(run: RunArguments, config, command: str) -> int:
     if importlib.util.find_spec("matplotlib") is None:
         print("No curves: pip install matplotlib")
     else:
-        curves.draw({_label(reward): output_dir / _label(reward) for reward in rewards}, output_dir / "curves.png")
-        print(f"Curves: {output_dir / 'curves.png'}")
+        print(f"Curves: {_draw_curves(output_dir, [_label(reward) for reward in rewards])}")
     return 0

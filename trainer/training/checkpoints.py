@@ -4,12 +4,8 @@ In: any TRL GRPO trainer class, through `CheckpointMixin`.  Out: the same traine
 
   - appear under their name by one rename, after everything in them has reached the disk; what a crash leaves behind is
     a directory `.saving-checkpoint-N`, which nobody mistakes for a checkpoint and the next run removes
-  - also hold, per process, what TRL and transformers leave out and the next step depends on:
-
-        step counter and rollout buffer   with steps_per_generation * num_iterations > gradient_accumulation_steps a
-                                          checkpoint can fall between two uses of the same rollouts
-        metrics not logged yet            with logging_steps > 1 the next logged value is a mean over both sides
-        the reference policy              where sync_ref_model moves it
+  - also hold, per process, what TRL and transformers leave out and the next step depends on: the state of the step
+    (step_state.py), and the reference policy where sync_ref_model moves it
 
   - are resumed with the right order of prompts: stock TRL's sampler draws one permutation per epoch from a generator
     that starts anew on resuming, so that a run resumed in its second epoch walks the first epoch's order again
@@ -30,6 +26,7 @@ from transformers.trainer_utils import rotate_checkpoints
 from trl.trainer.utils import RepeatSampler
 
 from trainer.storage.atomic import publish
+from trainer.training.step_state import StepState
 
 STAGING_PREFIX = ".saving-"
 _WEIGHTS = ("model*.safetensors", "adapter_model*.safetensors", "pytorch_model*", "adapter_model*.bin", "global_step*")
@@ -105,10 +102,9 @@ class _RestoreLossSum(TrainerCallback):
         self.trainer = trainer
 
     def on_train_begin(self, args, state, control, **kwargs):
-        restored, self.trainer._restored_loss = self.trainer._restored_loss, None
+        restored, self.trainer._restored_state = self.trainer._restored_state, None
         if restored is not None:
-            self.trainer._tr_loss = restored["loss"].to(args.device)
-            self.trainer._globalstep_last_logged = restored["last_logged"]
+            restored.restore_loss(self.trainer)
 
 
 class CheckpointMixin:
@@ -116,7 +112,7 @@ class CheckpointMixin:
 
     def __init__(self, *args, **kwargs):
         self._staging: Path | None = None
-        self._restored_loss: dict | None = None
+        self._restored_state: StepState | None = None
         super().__init__(*args, **kwargs)
         self.add_callback(_RestoreLossSum(self))
 
@@ -181,15 +177,7 @@ class CheckpointMixin:
 
     def grpo_state(self) -> dict:
         """What the next step depends on and neither transformers nor TRL saves."""
-        generate_every = self.args.steps_per_generation * self.num_iterations
-        in_use = self._step % generate_every != 0
-        state = {
-            "step": self._step,
-            "buffered_inputs": self._buffered_inputs if in_use else None,
-            "metrics": {name: list(values) for name, values in self._metrics["train"].items()},
-            "loss": self._tr_loss.detach().clone(),
-            "last_logged": self._globalstep_last_logged,
-        }
+        state = vars(StepState.of(self))
         if self.args.sync_ref_model and self.ref_model is not None:
             if self.is_fsdp_enabled or self.is_deepspeed_enabled:
                 raise ValueError("sync_ref_model with FSDP or DeepSpeed: the moved reference can't be checkpointed")
@@ -214,13 +202,11 @@ class CheckpointMixin:
             return
         # Not the device itself: with several processes on CPU it is called cpu:0, which torch.load does not know.
         state = send_to_device(torch.load(path, map_location="cpu", weights_only=True), self.args.device)
-        self._step = state["step"]
-        self._buffered_inputs = state["buffered_inputs"]
-        for name, values in state["metrics"].items():
-            self._metrics["train"][name] = values
-        self._restored_loss = {"loss": state["loss"], "last_logged": state["last_logged"]}
-        if "ref_model" in state:
-            self.accelerator.unwrap_model(self.ref_model).load_state_dict(state["ref_model"])
+        reference = state.pop("ref_model", None)
+        if reference is not None:
+            self.accelerator.unwrap_model(self.ref_model).load_state_dict(reference)
+        self._restored_state = StepState(**state)
+        self._restored_state.restore(self)
 
 
 def remove_leftovers(output_dir: str | Path) -> None:

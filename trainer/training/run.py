@@ -21,6 +21,14 @@ from trainer.training.run_log import MeasuredMixin, report_here
 class GRPORun(MeasuredMixin, survival.SurvivalMixin, CheckpointMixin, CERTrainer):
     """CERTrainer with whole checkpoints, survival and measurements."""
 
+    def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
+        # CERTrainer hands TECA to the reward functions; what they give is checked before anything is made of it.
+        with survival.reward_failures(self.reward_func_names):
+            rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        survival.check_rewards(rewards, self.reward_func_names)
+        self.keep_samples(prompts, completions, completion_ids_list, rewards)
+        return rewards
+
 
 def build(run: RunArguments, config, *, model, reward_funcs: list, train_dataset, description: str = "train", **trl):
     """A GRPORun with the program's callbacks.

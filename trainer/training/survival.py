@@ -16,17 +16,19 @@ named.
 
 import errno
 import math
-import random
 import signal
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-import numpy
 import torch
+from torch import Tensor
 from transformers import TrainerCallback
 
 from trainer.training.checkpoints import complete_checkpoints
+from trainer.training.step_state import RandomState, StepState
 
 
 class TrainingFailure(RuntimeError):
@@ -102,7 +104,7 @@ class SurvivalMixin:
         self.stop_signals = StopSignals()
         self.stopped_by_signal = False
         self._phase = "starting"
-        self._step_start: dict | None = None
+        self._step_start: tuple[StepState, RandomState, int] | None = None
         super().__init__(*args, **kwargs)
         self.add_callback(_Watch(self))
 
@@ -127,52 +129,15 @@ class SurvivalMixin:
             )
         return norm
 
-    def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
-        try:
-            rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
-        except Exception as error:
-            if is_out_of_memory(error) or is_disk_full(error):
-                raise
-            names = ", ".join(self.reward_func_names)
-            raise RewardFailure(f"a reward function raised (of: {names}): {type(error).__name__}: {error}") from error
-        for index, name in enumerate(self.reward_func_names):
-            if torch.isinf(rewards[:, index]).any():
-                raise RewardFailure(f"the reward function {name} gave an infinite reward")
-        if torch.isnan(rewards).all():
-            raise RewardFailure(
-                f"no reward function gave a number for any of {len(rewards)} completions (all None or NaN): "
-                f"{', '.join(self.reward_func_names)}"
-            )
-        return rewards
-
     # --- the last good state
 
     def _remember_step_start(self) -> None:
-        self._step_start = {
-            "python": random.getstate(),
-            "numpy": numpy.random.get_state(),
-            "torch": torch.random.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-            "tokens_seen": self.state.num_input_tokens_seen,
-            "buffered_inputs": self._buffered_inputs,
-            "step": self._step,
-            "metrics": {name: list(values) for name, values in self._metrics["train"].items()},
-            "loss": self._tr_loss.detach().clone(),
-        }
+        self._step_start = (StepState.of(self), RandomState.now(), self.state.num_input_tokens_seen)
 
     def _return_to_step_start(self) -> None:
-        start = self._step_start
-        random.setstate(start["python"])
-        numpy.random.set_state(start["numpy"])
-        torch.random.set_rng_state(start["torch"])
-        if start["cuda"]:
-            torch.cuda.set_rng_state_all(start["cuda"])
-        self.state.num_input_tokens_seen = start["tokens_seen"]
-        self._buffered_inputs = start["buffered_inputs"]
-        self._step = start["step"]
-        self._metrics["train"].clear()
-        self._metrics["train"].update(start["metrics"])
-        self._tr_loss = start["loss"]
+        step, random_state, self.state.num_input_tokens_seen = self._step_start
+        step.restore(self)
+        random_state.restore()
 
     def save_last_good_state(self) -> Path | None:
         """A checkpoint of the state after the last complete step, or None where there is none to be had."""
@@ -188,6 +153,30 @@ class SurvivalMixin:
         self.model.zero_grad(set_to_none=True)
         self._save_checkpoint(self.model, trial=None)
         return checkpoint
+
+
+@contextmanager
+def reward_failures(names: list[str]) -> Iterator[None]:
+    """What a reward function raises in the block becomes a RewardFailure that names the functions."""
+    try:
+        yield
+    except Exception as error:
+        if is_out_of_memory(error) or is_disk_full(error):
+            raise
+        told = f"{type(error).__name__}: {error}"
+        raise RewardFailure(f"a reward function raised (of: {', '.join(names)}): {told}") from error
+
+
+def check_rewards(rewards: Tensor, names: list[str]) -> None:
+    """Raise RewardFailure where rewards (completions, functions) are infinite, or where not one is a number."""
+    for index, name in enumerate(names):
+        if torch.isinf(rewards[:, index]).any():
+            raise RewardFailure(f"the reward function {name} gave an infinite reward")
+    if torch.isnan(rewards).all():
+        raise RewardFailure(
+            f"no reward function gave a number for any of {len(rewards)} completions (all None or NaN): "
+            f"{', '.join(names)}"
+        )
 
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
