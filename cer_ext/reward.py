@@ -82,7 +82,7 @@ def cer_reward(teca_or_last: Any, correct: Any, *, mask: Any = None, weight: flo
     correct = _check_correct(correct, teca.device)
     arguments.check_same_device("correct", correct, "teca_or_last", teca)
     weight = arguments.check_number("weight", weight)
-    if not math.isfinite(weight):
+    if not -math.inf < weight < math.inf:
         raise ValueError(f"weight: expected a finite number, got {weight}")
     if teca.dim() == correct.dim() + 1:
         if mask is not None:

@@ -352,7 +352,7 @@ def linear_token_loss(
     head = arguments.check_head(
         hidden, weight, target, bias, temperature, logit_scale, softcap, ignore_index, workspace_bytes, validate
     )
-    refuse_forward_mode(hidden=head.hidden, weight=head.weight, bias=head.bias)
+    refuse_forward_mode(hidden=head.hidden, weight=head.weight, bias=head.bias, temperature=head.temperature)
     want_entropy = arguments.check_flag("return_entropy", return_entropy)
     if torch.compiler.is_compiling():
         run_eagerly = cast(Callable[..., TokenLoss], torch.compiler.disable(_run))
