@@ -43,10 +43,10 @@ def measured_here(dtype: torch.dtype, device: torch.device) -> None:
 
 @in_each_dtype
 @pytest.mark.parametrize("entropy", [True, False], ids=["", "without"])
-def bench_forward(record, hidden_head, dtype, entropy, head_peers, device, rounds):
+def bench_forward(benchmark, hidden_head, dtype, entropy, head_peers, device, rounds):
     """With the entropy, and without: the log-probabilities alone."""
     measured_here(dtype, device)
-    record["group"] = "from_hidden forward" + ("" if entropy else ", without entropy")
+    benchmark.group = "from_hidden forward" + ("" if entropy else ", without entropy")
     operands = inputs(hidden_head, dtype, device)
     calls = {name: lambda peer=peer: peer(*operands, entropy) for name, peer in head_peers.items()}
     expected = [None if output is None else output for output in ours(*operands, entropy)]
@@ -64,7 +64,7 @@ def bench_forward(record, hidden_head, dtype, entropy, head_peers, device, round
         exact = reference.linear_logprobs_and_entropy(hidden[rows].double(), weight.double(), target[rows])[1]
         errors = entropy_errors({OURS: lambda: expected} | calls, exact) if entropy else {}
         compare(
-            record,
+            benchmark,
             lambda: ours(*operands, entropy),
             calls | bare_gemm(hidden, weight),
             device=device,
@@ -106,12 +106,12 @@ def other_gradients(expected, calls: dict, dtype: torch.dtype) -> dict[str, str]
 
 @in_each_dtype
 @frozen_and_trained
-def bench_forward_backward(record, hidden_head, dtype, head_is, step, head_peers, device, rounds):
+def bench_forward_backward(benchmark, hidden_head, dtype, head_is, step, head_peers, device, rounds):
     """A whole optimisation step of the head. Frozen (LoRA): only grad_hidden is asked for."""
-    record["group"] = f"from_hidden forward + backward, {head_is} weight"
+    benchmark.group = f"from_hidden forward + backward, {head_is} weight"
     operands, calls = step[0], steps_of(head_peers, step)
     compare(
-        record,
+        benchmark,
         lambda: two_passes(ours, *step),
         calls | bare_gemm(*operands[:2]),
         device=device,
@@ -123,9 +123,9 @@ def bench_forward_backward(record, hidden_head, dtype, head_is, step, head_peers
 
 @in_each_dtype
 @frozen_and_trained
-def bench_one_pass(record, hidden_head, dtype, head_is, step, head_peers, device, rounds):
+def bench_one_pass(benchmark, hidden_head, dtype, head_is, step, head_peers, device, rounds):
     """The same step where the loss is a sum over tokens: linear_token_loss, which makes the logits once."""
-    record["group"] = f"from_hidden loss and gradients in one pass, {head_is} weight"
+    benchmark.group = f"from_hidden loss and gradients in one pass, {head_is} weight"
     operands, wanted, grads = step
 
     def loss_fn(logprobs, entropy, rows):
@@ -136,7 +136,7 @@ def bench_one_pass(record, hidden_head, dtype, head_is, step, head_peers, device
 
     calls = steps_of(head_peers, step) | {f"{OURS}, two passes": lambda: two_passes(ours, *step)}
     compare(
-        record,
+        benchmark,
         one_pass,
         calls | bare_gemm(*operands[:2]),
         device=device,

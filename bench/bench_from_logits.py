@@ -23,14 +23,14 @@ def inputs(head, dtype: torch.dtype, device: torch.device) -> tuple[torch.Tensor
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
-def bench_forward(record, logits_head, dtype, device, rounds):
-    record["group"] = "from_logits forward"
+def bench_forward(benchmark, logits_head, dtype, device, rounds):
+    benchmark.group = "from_logits forward"
     logits, target = inputs(logits_head, dtype, device)
     calls = {name: lambda fold=fold: fold(logits, target) for name, fold in peers.FROM_LOGITS.items()}
     expected = cer_ext.logprobs_and_entropy(logits, target)
     exact = reference.logprobs_and_entropy(logits[:ERROR_ROWS].double(), target[:ERROR_ROWS])[1]
     compare(
-        record,
+        benchmark,
         lambda: cer_ext.logprobs_and_entropy(logits, target),
         calls | limits.forward_limit(logits),
         device=device,
@@ -42,8 +42,8 @@ def bench_forward(record, logits_head, dtype, device, rounds):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
-def bench_backward(record, logits_head, dtype, device, rounds):
-    record["group"] = "from_logits backward"
+def bench_backward(benchmark, logits_head, dtype, device, rounds):
+    benchmark.group = "from_logits backward"
     logits, target = inputs(logits_head, dtype, device)
     generator = torch.Generator(device).manual_seed(1)
     grads = tuple(torch.randn(logits_head.tokens, device=device, generator=generator) for _ in range(2))
@@ -74,7 +74,7 @@ def bench_backward(record, logits_head, dtype, device, rounds):
     failures = disagreements(calls, (buffer.clone(),), by_entry(2e-2, absolute=1e-5), "plain torch")
     words = limits.as_words(torch.zeros_like(logits))
     compare(
-        record,
+        benchmark,
         ours,
         calls | {"limit: rewrite in place": lambda: limits.rewrite_in_place(words)},
         device=device,

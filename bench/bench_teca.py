@@ -17,12 +17,12 @@ def inputs(shape: tuple[int, int], device: torch.device) -> tuple[torch.Tensor, 
     return entropy, torch.arange(length, device=device) < lengths
 
 
-def bench_forward(record, teca_shape, device, rounds):
-    record["group"] = "teca forward"
+def bench_forward(benchmark, teca_shape, device, rounds):
+    benchmark.group = "teca forward"
     entropy, mask = inputs(teca_shape, device)
     calls = {"plain torch": lambda: (peers.plain_torch_teca(entropy, mask),)}
     compare(
-        record,
+        benchmark,
         lambda: cer_ext.teca(entropy, mask),
         calls,
         device=device,
@@ -32,8 +32,8 @@ def bench_forward(record, teca_shape, device, rounds):
     )
 
 
-def bench_forward_backward(record, teca_shape, device, rounds):
-    record["group"] = "teca forward + backward"
+def bench_forward_backward(benchmark, teca_shape, device, rounds):
+    benchmark.group = "teca forward + backward"
     entropy, mask = inputs(teca_shape, device)
     entropy.requires_grad_()
     grad = torch.randn_like(entropy)
@@ -43,7 +43,7 @@ def bench_forward_backward(record, teca_shape, device, rounds):
 
     calls = {"plain torch": lambda: step(peers.plain_torch_teca)}
     compare(
-        record,
+        benchmark,
         lambda: step(cer_ext.teca),
         calls,
         device=device,

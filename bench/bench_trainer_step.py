@@ -182,15 +182,15 @@ def measure_peak(name: str, shape: Step, tuning: str, dtype: str, device: str, o
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("tuning", ["full", "lora"])
-def bench_step(record, tuning, dtype, size, device, rounds, tmp_path):
-    record["group"] = f"one GRPO step, {'full fine-tuning' if tuning == 'full' else 'LoRA (frozen head)'}"
+def bench_step(benchmark, tuning, dtype, size, device, rounds, tmp_path):
+    benchmark.group = f"one GRPO step, {'full fine-tuning' if tuning == 'full' else 'LoRA (frozen head)'}"
     shape = SIZES[size, device.type]
     settings = (shape, tuning, dtype, device.type, str(tmp_path))
     trainers = {name: make_trainer(name, *settings) for name in TRAINERS}
     batch = make_batch(shape, device)
     assert_same_step(trainers[OURS], trainers["TRL"], batch, dtype)
     compare(
-        record,
+        benchmark,
         make_step(trainers[OURS], batch),
         {
             "TRL": make_step(trainers["TRL"], batch),
@@ -202,7 +202,7 @@ def bench_step(record, tuning, dtype, size, device, rounds, tmp_path):
     )
     del trainers, batch
     peaks = {name: peak_bytes(name, *settings) for name in TRAINERS}
-    found = record["extra_info"]
+    found = benchmark.extra_info
     body = found["peers_s"]["limit: the body alone"]
     head_ratio = (found["peers_s"]["TRL"] - body) / (found["median_s"] - body)
     found.update(shape=shape._asdict(), step_peak_bytes=peaks, head_ratio=head_ratio)

@@ -1,20 +1,15 @@
 """One comparison: ours, its peers and the physical limit, checked against each other, timed in turn, written down.
 
-`python -m bench.table` and `bench.plots` read the file that grows by one record per comparison (bench/records.py):
+pytest-benchmark times ours and writes the file; in every round the peers are timed right before, by the same clock.
+What was found goes into the record's extra_info, which `python -m bench.table` and `bench.plots` read (bench/records.py):
 
-    machine_info    device, versions (bench/machine.py)
-    benchmarks      group (the operation), name (function and case), extra_info: median_s (ours), peers_s (peers, and
-                    the limit as "limit: NAME"), ratio_to_ours, spread_s, peak_bytes, entropy_error, failures, physical
-    left_out        comparisons that the time did not suffice for
-    peers_not_here  peers that could not be loaded, and why
+    median_s (ours), peers_s (peers, and the limit as "limit: NAME"), ratio_to_ours, spread_s, peak_bytes,
+    entropy_error, failures, physical
 """
 
 from __future__ import annotations
 
-import json
-import time
 from collections.abc import Callable, Iterable
-from pathlib import Path
 
 import torch
 
@@ -24,26 +19,6 @@ from bench.timing import Variant
 
 Outputs = Iterable[torch.Tensor | None]
 ERROR_ROWS = 64  # rows whose entropy is recomputed in float64
-
-
-class File:
-    """The records of one run, on disk after each of them: a run that is stopped keeps what it had."""
-
-    def __init__(self, path: Path | None, machine_info: dict, minutes: float | None = None) -> None:
-        self.path = path
-        self.deadline = None if minutes is None else time.monotonic() + 60 * minutes
-        self.content = {"machine_info": machine_info, "benchmarks": [], "left_out": [], "peers_not_here": {}}
-
-    def out_of_time(self) -> bool:
-        return self.deadline is not None and time.monotonic() > self.deadline
-
-    def write(self) -> None:
-        if self.path is None:
-            return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_name(f".{self.path.name}.tmp")
-        temporary.write_text(json.dumps(self.content, indent=1) + "\n")
-        temporary.replace(self.path)
 
 
 def disagreements(
@@ -109,7 +84,7 @@ def entropy_errors(calls: dict[str, Callable[[], Outputs]], exact: torch.Tensor)
 
 
 def compare(
-    record: dict,
+    benchmark,
     ours: Variant,
     peers: dict[str, Variant],
     *,
@@ -123,7 +98,7 @@ def compare(
     """Times `ours` and `peers` in turn and fills the record.
 
     Args:
-        record: the fixture of that name.
+        benchmark: pytest-benchmark's fixture; it times `ours`, by the clock that bench/conftest.py gives it.
         peers: name -> call. A name that starts with "limit" is a physical limit, not a competitor.
         before_each: untimed, before every single call.
         physical: what one call of ours must do, e.g. {"bytes": ..., "flops": ...}.
@@ -134,20 +109,30 @@ def compare(
         RuntimeError: ours could not run.
     """
     failures = dict(failures or {})
-    variants = {name: run for name, run in peers.items() if name not in failures} | {OURS: ours}
-    timings, not_run = timing.interleave(variants, device, rounds, before_each)
-    if OURS in not_run:
-        raise RuntimeError(f"{OURS} did not run: {not_run[OURS]}")
-    mine = timings[OURS].median_s
-    medians = {name: timings[name].median_s for name in peers if name in timings}
-    record["extra_info"].update(
+    others = timing.Rounds({name: run for name, run in peers.items() if name not in failures}, device, before_each)
+    own = timing.Rounds({OURS: ours}, device, before_each)
+    if own.failures:
+        raise RuntimeError(f"{OURS} did not run: {own.failures[OURS]}")
+
+    def peers_first() -> None:
+        others.run_one()
+        own.prepare()
+        timing.settle(device)
+
+    benchmark.pedantic(ours, setup=peers_first, rounds=rounds, iterations=1)
+    if benchmark.stats is None:  # --benchmark-disable: it ran once, nothing was timed
+        return
+    found = others.timings() | {OURS: timing.Timing(sorted(benchmark.stats.stats.data), own.memory[OURS])}
+    mine = found[OURS].median_s
+    medians = {name: found[name].median_s for name in peers if name in found}
+    benchmark.extra_info.update(
         median_s=mine,
         peers_s=medians,
         ratio_to_ours={name: median / mine for name, median in medians.items()},
         rounds=rounds,
-        spread_s={name: found.spread_s for name, found in timings.items()},
-        peak_bytes={name: found.peak_bytes for name, found in timings.items() if found.peak_bytes is not None},
+        spread_s={name: one.spread_s for name, one in found.items()},
+        peak_bytes={name: one.peak_bytes for name, one in found.items() if one.peak_bytes is not None},
         entropy_error=entropy_error or {},
-        failures=failures | not_run,
+        failures=failures | others.failures,
         physical=physical or {},
     )

@@ -1,24 +1,25 @@
 """Options and fixtures of the benchmarks: `pytest bench --benchmark-json=FILE`.
 
-pytest collects the cases and their shapes; timing is bench/timing.py, the file bench/comparison.py. (pyproject.toml
-keeps the plugin pytest-benchmark out where it is installed: its option has the same name.)
+pytest-benchmark collects, times ours and writes the file; bench/comparison.py times the peers beside it. What the file
+says beyond the records: the machine, the comparisons left out for want of time, the peers that could not be loaded.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
+import time
 
 import pytest
 import torch
 
-from bench.comparison import File
+from bench import timing
 
-FILE = pytest.StashKey[File]()
+LEFT_OUT = pytest.StashKey[list[str]]()
+PEERS_NOT_HERE = pytest.StashKey[dict[str, str]]()
+DEADLINE = pytest.StashKey[float]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("cer_ext benchmarks")
-    group.addoption("--benchmark-json", type=Path, metavar="FILE", help="write the records here, after each of them")
     group.addoption("--size", choices=("full", "smoke"), default="full", help="smoke: tiny shapes, to see that it runs")
     group.addoption("--rounds", type=int, default=9, help="interleaved rounds per comparison (default 9)")
     group.addoption("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
@@ -26,11 +27,28 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    from bench.machine import machine_info
+    minutes = config.getoption("--minutes")
+    config.stash[LEFT_OUT], config.stash[PEERS_NOT_HERE] = [], {}
+    config.stash[DEADLINE] = float("inf") if minutes is None else time.monotonic() + 60 * minutes
 
-    device, rehearsal = torch.device(config.getoption("--device")), config.getoption("--size") == "smoke"
-    path, minutes = config.getoption("--benchmark-json"), config.getoption("--minutes")
-    config.stash[FILE] = File(path, machine_info(device, rehearsal=rehearsal), minutes)
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:  # ours is timed by the clock of its peers
+        item.add_marker(pytest.mark.benchmark(timer=timing.clock(torch.device(config.getoption("--device")))))
+
+
+def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict) -> None:
+    """Replaces what names a person's machine by what a reader needs: device, driver, versions."""
+    from bench.machine import machine_info as described
+
+    rehearsal = config.getoption("--size") == "smoke"
+    machine_info.clear()
+    machine_info.update(described(torch.device(config.getoption("--device")), rehearsal=rehearsal))
+
+
+def pytest_benchmark_update_json(config: pytest.Config, benchmarks: list, output_json: dict) -> None:
+    output_json["left_out"] = config.stash[LEFT_OUT]
+    output_json["peers_not_here"] = config.stash[PEERS_NOT_HERE]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -63,18 +81,11 @@ def size(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(autouse=True)
-def record(request: pytest.FixtureRequest):
-    """{"group", "name", "extra_info"}: what the comparison fills, and what the file gets if it did."""
-    file = request.config.stash[FILE]
-    if file.out_of_time():
-        file.content["left_out"].append(request.node.name)
-        file.write()
+def in_time(request: pytest.FixtureRequest) -> None:
+    """Skips a comparison for which the time is up, and names it in the file."""
+    if time.monotonic() > request.config.stash[DEADLINE]:
+        request.config.stash[LEFT_OUT].append(request.node.name)
         pytest.skip("the time was up")
-    made = {"group": "", "name": request.node.name, "extra_info": {}}
-    yield made
-    if made["extra_info"]:
-        file.content["benchmarks"].append(made)
-        file.write()
 
 
 @pytest.fixture
@@ -83,19 +94,12 @@ def head_peers(request: pytest.FixtureRequest, device: torch.device) -> dict:
     from bench import peers
 
     heads, missing = peers.heads(device)
-    request.config.stash[FILE].content["peers_not_here"] |= missing
+    request.config.stash[PEERS_NOT_HERE] |= missing
     return heads
 
 
 def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
-    """The table of what was measured."""
-    from bench import records, table
-
-    file = config.stash[FILE]
-    if file.content["benchmarks"]:
-        terminalreporter.write_line("")
-        terminalreporter.write_line(table.table(records.results("", file.content)))
-    for name, why in file.content["peers_not_here"].items():
+    for name, why in config.stash[PEERS_NOT_HERE].items():
         terminalreporter.write_line(f"not here: {name}: {why}")
-    if file.path is not None:
-        terminalreporter.write_line(f"records: {file.path}")
+    for name in config.stash[LEFT_OUT]:
+        terminalreporter.write_line(f"left out, the time was up: {name}")

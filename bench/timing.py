@@ -1,6 +1,6 @@
 """Interleaved timing: one round of every variant in turn, so that a busy neighbour slows them all alike.
 
-In: calls by name, a device, a number of rounds. Out: medians and their spread in seconds, on CUDA the memory one call
+In: calls by name, a device. Out: medians and their spread in seconds, on CUDA the memory one call
 adds, and for what could not run the reason. The same code on every device: only the clock differs.
 """
 
@@ -11,6 +11,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -44,19 +45,36 @@ def reason(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
 
 
-def seconds_of(run: Variant, device: torch.device) -> float:
-    """One call, until the device has finished it."""
+class StreamMoment:
+    """A moment on the current CUDA stream: the difference of two is the seconds between them on the device."""
+
+    def __init__(self) -> None:
+        self.event = torch.cuda.Event(enable_timing=True)
+        self.event.record()
+
+    def __sub__(self, earlier: StreamMoment) -> float:
+        self.event.synchronize()
+        return earlier.event.elapsed_time(self.event) / 1e3
+
+
+def clock(device: torch.device) -> Callable[[], Any]:
+    """What tells the time of work on a device; pytest-benchmark takes the same one for ours."""
+    return StreamMoment if device.type == "cuda" else time.perf_counter
+
+
+def settle(device: torch.device) -> None:
+    """Let the threads of whoever ran last come to rest."""
     if device.type != "cuda":
         time.sleep(SETTLE_S)
-        start = time.perf_counter()
-        run()
-        return time.perf_counter() - start
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    begin.record()
+
+
+def seconds_of(run: Variant, device: torch.device) -> float:
+    """One call, until the device has finished it."""
+    now = clock(device)
+    settle(device)
+    start = now()
     run()
-    end.record()
-    end.synchronize()
-    return begin.elapsed_time(end) / 1e3
+    return now() - start
 
 
 def peak_bytes(run: Variant, device: torch.device) -> int | None:
@@ -73,33 +91,49 @@ def peak_bytes(run: Variant, device: torch.device) -> int | None:
     return torch.cuda.max_memory_allocated() - before
 
 
-def interleave(
-    variants: dict[str, Variant], device: torch.device, rounds: int, before_each: Variant | None = None
-) -> tuple[dict[str, Timing], dict[str, str]]:
-    """Times every variant `rounds` times in turn, after two warm-ups each.
+class Rounds:
+    """Variants that are timed in turn, after two warm-ups each.
 
     Args:
         before_each: untimed, before every single call (restores inputs that the call destroys).
 
-    Returns:
-        Timings by name, and for the variants that could not run (out of memory, unsupported shape) the reason by name.
+    Attributes:
+        failures: for the variants that could not run (out of memory, unsupported shape) the reason by name.
     """
-    prepare = before_each or (lambda: None)
-    memory, failures = {}, {}
-    for name, run in variants.items():
+
+    def __init__(self, variants: dict[str, Variant], device: torch.device, before_each: Variant | None = None) -> None:
+        self.variants, self.device, self.prepare = variants, device, before_each or (lambda: None)
+        self.memory: dict[str, int | None] = {}
+        self.failures: dict[str, str] = {}
+        for name, run in variants.items():
+            self._warm_up(name, run)
+        self._each_s: dict[str, list[float]] = {name: [] for name in self.memory}
+
+    def _warm_up(self, name: str, run: Variant) -> None:
         try:
             for _ in range(WARM_UPS):
-                prepare()
-                memory[name] = peak_bytes(run, device)
+                self.prepare()
+                self.memory[name] = peak_bytes(run, self.device)
         except Exception as error:  # a peer's own limits: named in the result, never hidden
-            memory.pop(name, None)
-            failures[name] = reason(error)
+            self.memory.pop(name, None)
+            self.failures[name] = reason(error)
             gc.collect()
-            if device.type == "cuda":
+            if self.device.type == "cuda":
                 torch.cuda.empty_cache()
-    samples: dict[str, list[float]] = {name: [] for name in memory}
+
+    def run_one(self) -> None:
+        """One round: every variant once."""
+        for name, times in self._each_s.items():
+            self.prepare()
+            times.append(seconds_of(self.variants[name], self.device))
+
+    def timings(self) -> dict[str, Timing]:
+        return {name: Timing(sorted(times), self.memory[name]) for name, times in self._each_s.items()}
+
+
+def interleave(variants: dict[str, Variant], device: torch.device, rounds: int) -> tuple[dict[str, Timing], dict]:
+    """Timings by name over so many rounds, and the reasons of those that could not run by name."""
+    turns = Rounds(variants, device)
     for _ in range(rounds):
-        for name, times in samples.items():
-            prepare()
-            times.append(seconds_of(variants[name], device))
-    return {name: Timing(sorted(times), memory[name]) for name, times in samples.items()}, failures
+        turns.run_one()
+    return turns.timings(), turns.failures

@@ -42,4 +42,5 @@ def run(path: Path, *arguments: str) -> Path:
     environment = os.environ | {"TORCHDYNAMO_DISABLE": "1"}  # how fast anything is does not matter: nothing is compiled
     done = subprocess.run(command, cwd=ROOT, env=environment, text=True, capture_output=True)
     assert done.returncode == 0, done.stdout[-3000:]
+    path.with_suffix(".txt").write_text(done.stdout)
     return path
