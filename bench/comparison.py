@@ -1,7 +1,7 @@
 """One comparison: ours, its peers and the physical limit, checked against each other, timed in turn, written down.
 
 pytest-benchmark times ours and writes the file; in every round the peers are timed right before, by the same clock.
-What was found goes into the record's extra_info, which `python -m bench.table` and `bench.plots` read (bench/records.py):
+What was found goes into the record's extra_info, which bench.table and bench.plots read (bench/records.py):
 
     median_s (ours), peers_s (peers, and the limit as "limit: NAME"), ratio_to_ours, spread_s, peak_bytes,
     entropy_error, failures, physical
