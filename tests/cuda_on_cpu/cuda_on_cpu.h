@@ -348,6 +348,10 @@ Value __shfl_up_sync(unsigned int mask, Value value, int offset) {
   const int lane = fiber::block.current % fiber::kWarpSize;
   return fiber::exchange(mask, value, lane >= offset ? lane - offset : lane);
 }
+template <typename Value>
+Value __shfl_xor_sync(unsigned int mask, Value value, int lane_mask) {
+  return fiber::exchange(mask, value, (fiber::block.current % fiber::kWarpSize) ^ lane_mask);
+}
 
 // Products that are rounded by themselves; the programs are compiled with -ffp-contract=off.
 inline float __fmul_rn(float a, float b) { return a * b; }
