@@ -3,14 +3,14 @@
 In: the head's parameter, a plain tensor or a DTensor. Out: the whole weight, on its autograd path, in the dtype and on
 the device of the product.
 
-FSDP2 gathers a group's parameters in the hook of its module's forward. A fused head multiplies with the weight and never
-calls that forward, so the hook does not fire: the gather is made here, and in the backward the reduction that the hook
-would have made,
+FSDP2 gathers a group's parameters in the hook of its module's forward. A fused head multiplies with the weight and
+never calls that forward, so the hook does not fire: the gather is made here, and in the backward the reduction that the
+hook would have made,
 
     grad(shard) = mean over the processes of grad(whole weight)
 
-The gather is made in the dtype of the product (half the bytes where that is bfloat16), the reduction in the dtype of the
-parameter. Nothing but torch is imported: CERTrainer's head and the head inside verl both use this.
+The gather is made in the dtype of the product (half the bytes where that is bfloat16), the reduction in the dtype of
+the parameter. Nothing but torch is imported: CERTrainer's head and the head inside verl both use this.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def whole_weight(parameter: Tensor, dtype: torch.dtype, device: torch.device | N
 
 
 class _Unsharded(torch.autograd.Function):
-    """DTensor.full_tensor with the mean of the gradients; alone it would take one process's gradient for that of all."""
+    """DTensor.full_tensor, but with the mean of the gradients: it takes one process's gradient for that of all."""
 
     @staticmethod
     def forward(ctx, parameter: DTensor, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -46,8 +46,7 @@ class _Unsharded(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[DTensor, None, None]:
+        share = grad.to(ctx.dtype) / ctx.mesh.size()
         summands = [Partial()] * ctx.mesh.ndim
-        grad = DTensor.from_local(
-            grad.to(ctx.dtype) / ctx.mesh.size(), ctx.mesh, summands, run_check=False, shape=ctx.shape, stride=ctx.stride
-        )
+        grad = DTensor.from_local(share, ctx.mesh, summands, run_check=False, shape=ctx.shape, stride=ctx.stride)
         return grad.redistribute(placements=ctx.placements).to(ctx.device), None, None
