@@ -47,8 +47,8 @@ class CERTrainerSync(PPOTrainerSync):
         """
         self.cer_settings = read_settings(config)
         self.cer_history = EntropyHistory()
-        # verl takes every mode but "sync" for an asynchronous one: another replay buffer, prompts fetched one by one, the
-        # queue saved with the model. This trainer is a synchronous one by another name.
+        # verl takes every mode but "sync" for an asynchronous one: another replay buffer, prompts fetched one by one,
+        # the queue saved with the model. This trainer is a synchronous one by another name.
         config.trainer.v1.trainer_mode = "sync"
         super().__init__(config)
 
@@ -129,7 +129,8 @@ class CERTrainerSync(PPOTrainerSync):
 
         def sample_and_measure(*args: Any, **kwargs: Any) -> tuple[KVBatchMeta, dict]:
             batch, metrics = sample(*args, **kwargs)
-            self._measure_validation(batch)
+            if len(batch):  # else every response failed, and verl says so
+                self._measure_validation(batch)
             return batch, metrics
 
         # verl gives subclasses no hook between sampling a validation batch and reading its values.
@@ -155,8 +156,7 @@ class CERTrainerSync(PPOTrainerSync):
 
         responses = self._measured(batch, self._rows(batch))
         stored = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=["extra_fields"])
-        extra = [dict(row) for row in stored["extra_fields"].tolist()] if "extra_fields" in stored else None
-        extra = extra if extra is not None else [{} for _ in batch.keys]
+        extra = [dict(row) for row in stored["extra_fields"]] if "extra_fields" in stored else [{} for _ in batch.keys]
         values = zip(
             responses.teca.tolist(),
             responses.entropy_sum.tolist(),

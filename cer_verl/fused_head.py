@@ -5,17 +5,17 @@ float32, with gradients to hidden states and weight.
 
     p = softmax(h W^T / T)        logprob = log p[token]        entropy = -sum p log p
 
-verl's forwards (dense_common.py and those of the vision models) look the class up in its module in every call, so that
+verl's forwards (dense_common.py and those of the vision models) look the class up in its module in every call, so
 setting one name replaces it for every model they serve. It is used where verl would use its own:
 
     actor_rollout_ref.model.use_fused_kernels=True
     actor_rollout_ref.model.fused_kernel_options.impl_backend=torch      verl's default
 
-and leaves `liger` and `triton` to verl. What it does better than the class it replaces: entropies are folded in float32
-and not rounded to bfloat16; a frozen head (LoRA) costs no weight gradient; tokens without a gradient are left out of the
-backward; a head that FSDP2 sharded (an untied one: verl puts it into a group of its own, where its own class fails) is
-gathered. What it does not do: a temperature per sample, logit scales, softcaps, biases and LoRA adapters on
-the head itself; verl's forwards do not hand them over, so no fused backend of verl has them.
+and leaves `liger` and `triton` to verl. What it does better than the class it replaces: entropies are folded in
+float32 and not rounded to bfloat16; a frozen head (LoRA) costs no weight gradient; tokens without a gradient are left
+out of the backward; a head that FSDP2 sharded is gathered (an untied one: verl puts it into a group of its own, where
+its own class fails). What it does not do: a temperature per sample, logit scales, softcaps, biases and LoRA adapters on
+the head itself. verl's forwards do not hand them over, so no fused backend of verl has them.
 """
 
 from __future__ import annotations
