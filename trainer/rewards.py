@@ -17,17 +17,16 @@ import functools
 import json
 import math
 import random
-import statistics
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 
 from cer_ext import cer_reward as reward_of_entropy
+from cer_ext.reward import LEAST_SCALE_NATS, group_scales
 from trainer.catalogue.rewards import REWARDS, find
 from trainer.grading import grade
 
-LEAST_SCALE_NATS = 1.0  # e^S: among how many completions a policy chooses; below one nat hardly a choice is left
 LEAST_SCALE_TOKENS = 1.0
 
 Completion = str | list[dict]
@@ -108,7 +107,7 @@ def total_entropy_reward(
     """
     correct = grade_completions(completions, ground_truth, log_metric)
     totals = _checked("entropy_sum", entropy_sum, correct)
-    scales = [scale] * len(totals) if scale else group_scales(totals, correct, prompts, LEAST_SCALE_NATS)
+    scales = [scale] * len(totals) if scale else group_scales(totals, correct, _keys(prompts), least=LEAST_SCALE_NATS)
     return _reward_of(correct, [total / by for total, by in zip(totals, scales, strict=True)], weight)
 
 
@@ -130,7 +129,7 @@ def length_penalty_reward(
         raise ValueError("length_penalty_reward needs completion_ids, which TRL hands to every reward function")
     correct = grade_completions(completions, ground_truth, log_metric)
     lengths = [float(len(ids)) for ids in completion_ids]
-    scales = group_scales(lengths, correct, prompts, LEAST_SCALE_TOKENS)
+    scales = group_scales(lengths, correct, _keys(prompts), least=LEAST_SCALE_TOKENS)
     return _reward_of(correct, [length / by for length, by in zip(lengths, scales, strict=True)], weight)
 
 
@@ -202,24 +201,11 @@ def grade_completions(completions: list[Completion], ground_truth: list, log_met
     return correct
 
 
-def group_scales(
-    values: Sequence[float], correct: Sequence[bool | None], prompts: Sequence | None, least: float
-) -> list[float]:
-    """Returns for each completion the median value over the right answers to its prompt, at least `least`.
-
-    prompts None: all are answers to one prompt. A prompt without a right answer has the scale `least`.
-    """
-    keys = [0] * len(values) if prompts is None else [_key(prompt) for prompt in prompts]
-    right: dict = {}
-    for key, value, is_right in zip(keys, values, correct, strict=True):
-        if is_right:
-            right.setdefault(key, []).append(value)
-    medians = {key: max(statistics.median(group), least) for key, group in right.items()}
-    return [medians.get(key, least) for key in keys]
-
-
-def _key(prompt) -> str:
-    return prompt if isinstance(prompt, str) else json.dumps(prompt, sort_keys=True, default=repr)
+def _keys(prompts: list | None) -> list[str] | None:
+    """One hashable key per prompt, equal for equal prompts."""
+    if prompts is None:
+        return None
+    return [p if isinstance(p, str) else json.dumps(p, sort_keys=True, default=repr) for p in prompts]
 
 
 def _checked(name: str, values: list[float] | None, correct: list[bool | None]) -> list[float]:

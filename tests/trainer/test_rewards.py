@@ -16,7 +16,6 @@ from trainer.rewards import (
     accuracy_reward,
     cer_reward,
     completion_text,
-    group_scales,
     length_penalty_reward,
     random_reward,
     reward_function,
@@ -223,10 +222,10 @@ def test_every_reward_trains_in_trl_on_loaded_problems(load_model, tokenizer, co
             assert rewards == pytest.approx([r if text == RIGHT else 0 for r, text in zip(right, said, strict=True)])
 
 
-def test_group_scales():
-    assert group_scales([1.0, 5.0, 3.0, 9.0], [True, True, True, False], None, 1.0) == [3.0] * 4
-    assert group_scales([4.0, 8.0], [True, False], ["a", "b"], 1.0) == [4.0, 1.0]
-    assert group_scales([4.0, 8.0, 6.0], [True, True, None], [[{"content": "a"}]] * 3, 1.0) == [6.0] * 3
+def test_messages_that_are_equal_are_one_prompt():
+    messages = [[{"role": "user", "content": "a"}], [{"content": "a", "role": "user"}]]
+    rewards = total_entropy_reward([RIGHT] * 2, ["7"] * 2, [4.0, 8.0], messages)
+    assert rewards == pytest.approx([1 + math.exp(-4 / 6) / 2, 1 + math.exp(-8 / 6) / 2])
 
 
 # The alarm
