@@ -100,7 +100,10 @@ def train(run: arguments.RunArguments, config, model_config, command: str) -> in
         config,
         model=load_policy(model_config, config, tokenizer),
         processing_class=tokenizer,
-        reward_funcs=[reward_function(name, weight=run.cer_weight, seed=config.seed) for name in run.reward],
+        reward_funcs=[
+            reward_function(name, weight=run.cer_weight, seed=config.seed, max_length=config.max_completion_length)
+            for name in run.reward
+        ],
         train_dataset=dataset,
         description=Path(config.output_dir).name,
         peft_config=get_peft_config(model_config),

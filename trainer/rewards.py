@@ -10,11 +10,13 @@ Out: list[float | None], one per completion; None (TRL: no opinion) where the ro
     length_penalty_reward   1 + weight e^(-L / L0)              if right, else 0     control: L = number of tokens
     random_reward           0 or 1 by a coin                                         control
 
+What others have proposed against overthinking is in trainer/length_rewards.py, and a price on what comes after the
+answer in trainer/decided_reward.py.
+
 The scales S0 and L0 are the medians of S and L over the right answers to the same prompt in the batch.
 """
 
 import functools
-import json
 import math
 import random
 import zlib
@@ -25,12 +27,9 @@ import torch
 from cer_ext import cer_reward as reward_of_entropy
 from cer_ext.reward import LEAST_SCALE_NATS, group_scales
 from trainer.catalogue.rewards import REWARDS, find
-from trainer.grading import grade
+from trainer.completions import Completion, Rewards, grade_completions, group_keys, lengths_of
 
 LEAST_SCALE_TOKENS = 1.0
-
-Completion = str | list[dict]
-Rewards = list[float | None]
 
 
 def accuracy_reward(completions: list[Completion], ground_truth: list, *, log_metric=None, **kwargs) -> Rewards:
@@ -107,7 +106,9 @@ def total_entropy_reward(
     """
     correct = grade_completions(completions, ground_truth, log_metric)
     totals = _checked("entropy_sum", entropy_sum, correct)
-    scales = [scale] * len(totals) if scale else group_scales(totals, correct, _keys(prompts), least=LEAST_SCALE_NATS)
+    scales = (
+        [scale] * len(totals) if scale else group_scales(totals, correct, group_keys(prompts), least=LEAST_SCALE_NATS)
+    )
     return _reward_of(correct, [total / by for total, by in zip(totals, scales, strict=True)], weight)
 
 
@@ -125,11 +126,9 @@ def length_penalty_reward(
 
     The same shape and scale rule as total_entropy_reward, so what differs between the two is entropy against length.
     """
-    if completion_ids is None:
-        raise ValueError("length_penalty_reward needs completion_ids, which TRL hands to every reward function")
+    lengths = [float(length) for length in lengths_of(completion_ids, "length_penalty_reward")]
     correct = grade_completions(completions, ground_truth, log_metric)
-    lengths = [float(len(ids)) for ids in completion_ids]
-    scales = group_scales(lengths, correct, _keys(prompts), least=LEAST_SCALE_TOKENS)
+    scales = group_scales(lengths, correct, group_keys(prompts), least=LEAST_SCALE_TOKENS)
     return _reward_of(correct, [length / by for length, by in zip(lengths, scales, strict=True)], weight)
 
 
@@ -155,14 +154,17 @@ def random_reward(
     return [float(coin.random() < 0.5) for _ in completions]
 
 
-def reward_function(name: str, *, weight: float = 0.5, seed: int = 0) -> Callable[..., Rewards]:
-    """Returns a reward function with its weight or seed set, under the name that TRL logs.
+def reward_function(
+    name: str, *, weight: float = 0.5, seed: int = 0, max_length: int | None = None
+) -> Callable[..., Rewards]:
+    """Returns a reward function with those of its options set that its entry names, under the name that TRL logs.
 
     Args:
         name: one of trainer.catalogue.rewards.REWARDS, or "package.module:function" of anyone's in TRL's signature,
-            which gets neither weight nor seed.
+            which gets no option.
         weight: what certainty (or shortness) is worth beside a right answer.
         seed: of the random control.
+        max_length: at how many tokens a completion is cut off, for rewards that price the last stretch before it.
 
     Raises:
         ValueError: no such reward, or a weight that is no finite number >= 0.
@@ -172,40 +174,9 @@ def reward_function(name: str, *, weight: float = 0.5, seed: int = 0) -> Callabl
         raise ValueError(f"weight is {weight}: expected a finite number >= 0")
     if name not in REWARDS:
         return function
-    known = {"weight": weight, "seed": seed}
+    known = {"weight": weight, "seed": seed, "max_length": max_length}
     options = {option: known[option] for option in REWARDS[name].options}
     return functools.update_wrapper(functools.partial(function, **options), function)
-
-
-def completion_text(completion: Completion) -> str:
-    """Returns the text of a completion: the string itself, or the content of its last message."""
-    if isinstance(completion, str):
-        return completion
-    content = (completion[-1].get("content") or "") if completion else ""
-    if isinstance(content, str):
-        return content
-    return "".join(part.get("text") or "" for part in content if part.get("type") == "text")
-
-
-def grade_completions(completions: list[Completion], ground_truth: list, log_metric=None) -> list[bool | None]:
-    """Returns right, wrong or None (no ground truth) per completion, and logs the share of right ones as "accuracy"."""
-    if len(completions) != len(ground_truth):
-        raise ValueError(f"{len(ground_truth)} values of ground_truth for {len(completions)} completions")
-    correct = [
-        None if truth is None else grade(completion_text(completion), truth)
-        for completion, truth in zip(completions, ground_truth, strict=True)
-    ]
-    graded = [right for right in correct if right is not None]
-    if log_metric is not None and graded:
-        log_metric("accuracy", sum(graded) / len(graded))
-    return correct
-
-
-def _keys(prompts: list | None) -> list[str] | None:
-    """One hashable key per prompt, equal for equal prompts."""
-    if prompts is None:
-        return None
-    return [p if isinstance(p, str) else json.dumps(p, sort_keys=True, default=repr) for p in prompts]
 
 
 def _checked(name: str, values: list[float] | None, correct: list[bool | None]) -> list[float]:

@@ -94,7 +94,8 @@ def ptxas_report(architecture: str, file: str, into: Path) -> dict[str, tuple[in
     for entry in re.split(r"Compiling entry function '", done.stderr)[1:]:
         memory = re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", entry)
         registers = re.search(r"Used (\d+) registers", entry)
-        assert memory is not None and registers is not None, entry
+        assert memory is not None, entry
+        assert registers is not None, entry
         report[entry.split("'")[0]] = (int(registers[1]), sum(int(count) for count in memory.groups()))
     return report
 

@@ -121,7 +121,10 @@ def _train_one(reward: list[str], start: Path, run: RunArguments, config, settin
         config,
         model=model,
         processing_class=tokenizer,
-        reward_funcs=[reward_function(name, weight=run.cer_weight, seed=config.seed) for name in reward],
+        reward_funcs=[
+            reward_function(name, weight=run.cer_weight, seed=config.seed, max_length=config.max_completion_length)
+            for name in reward
+        ],
         train_dataset=training_data(run, config.seed),
         description=f"GRPO ({_label(reward)})",
         **({} if run.sampler == "trl" else {"rollout_func": rollout}),
