@@ -7,7 +7,7 @@ In: TECA of each response, and whether its answer is right. Out: one reward per 
 weight = 1/2 is the published one: the mean of 1 and 1 + e^(-TECA_last). Few numbers, so plain torch.
 
 The variant that padding cannot game takes S / S0 in the place of TECA_last: S is the sum of the token entropies, S0
-what right answers to the same prompt usually need (group_scales). Why a group's median: trainer/rewards.py.
+what right answers to the same prompt usually need (group_scales). Why a group's median: trainer/rewards/entropy.py.
 
 Source: Cumulative Entropy Regulation, arXiv 2510.02249.
 """

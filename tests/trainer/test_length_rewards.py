@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from trainer.decided_reward import answer_stated_at, decided_reward, tokens_after_answer
-from trainer.length_rewards import (
+from trainer.rewards.decided import answer_stated_at, decided_reward, tokens_after_answer
+from trainer.rewards.length import (
     conciser_reward,
     dapo_reward,
     efficient_reward,

@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainer.catalogue.rewards import REWARDS, find
-from trainer.completions import completion_text
 from trainer.rewards import (
     accuracy_reward,
     cer_reward,
@@ -21,6 +20,7 @@ from trainer.rewards import (
     reward_function,
     total_entropy_reward,
 )
+from trainer.rewards.completions import completion_text
 from trainer.training.padding_alarm import padding_alarm
 
 RIGHT, WRONG = r"so \boxed{7}", r"so \boxed{8}"

@@ -1,4 +1,4 @@
-r"""Reward functions for GRPO, in TRL's signature: usable in any TRL script.
+r"""The reward of the method, its variant and its controls, in TRL's signature.
 
 In: completions (plain strings or messages), the column `ground_truth`, and for the entropy rewards what
 CERTrainer (trainer/cer_trainer.py) hands over per completion, in nats: `teca` (mean token entropy), `entropy_sum`.
@@ -10,24 +10,18 @@ Out: list[float | None], one per completion; None (TRL: no opinion) where the ro
     length_penalty_reward   1 + weight e^(-L / L0)              if right, else 0     control: L = number of tokens
     random_reward           0 or 1 by a coin                                         control
 
-What others have proposed against overthinking is in trainer/length_rewards.py, and a price on what comes after the
-answer in trainer/decided_reward.py.
-
 The scales S0 and L0 are the medians of S and L over the right answers to the same prompt in the batch.
 """
 
-import functools
 import math
 import random
 import zlib
-from collections.abc import Callable
 
 import torch
 
 from cer_ext import cer_reward as reward_of_entropy
 from cer_ext.reward import LEAST_SCALE_NATS, group_scales
-from trainer.catalogue.rewards import REWARDS, find
-from trainer.completions import Completion, Rewards, grade_completions, group_keys, lengths_of
+from trainer.rewards.completions import Completion, Rewards, grade_completions, group_keys, lengths_of
 
 LEAST_SCALE_TOKENS = 1.0
 
@@ -152,31 +146,6 @@ def random_reward(
     batch = zlib.crc32(repr(completion_ids or completions).encode(errors="replace"))
     coin = random.Random(f"{seed} {step} {batch}")
     return [float(coin.random() < 0.5) for _ in completions]
-
-
-def reward_function(
-    name: str, *, weight: float = 0.5, seed: int = 0, max_length: int | None = None
-) -> Callable[..., Rewards]:
-    """Returns a reward function with those of its options set that its entry names, under the name that TRL logs.
-
-    Args:
-        name: one of trainer.catalogue.rewards.REWARDS, or "package.module:function" of anyone's in TRL's signature,
-            which gets no option.
-        weight: what certainty (or shortness) is worth beside a right answer.
-        seed: of the random control.
-        max_length: at how many tokens a completion is cut off, for rewards that price the last stretch before it.
-
-    Raises:
-        ValueError: no such reward, or a weight that is no finite number >= 0.
-    """
-    function = find(name)
-    if not (math.isfinite(weight) and weight >= 0):
-        raise ValueError(f"weight is {weight}: expected a finite number >= 0")
-    if name not in REWARDS:
-        return function
-    known = {"weight": weight, "seed": seed, "max_length": max_length}
-    options = {option: known[option] for option in REWARDS[name].options}
-    return functools.update_wrapper(functools.partial(function, **options), function)
 
 
 def _checked(name: str, values: list[float] | None, correct: list[bool | None]) -> list[float]:

@@ -25,7 +25,7 @@ from __future__ import annotations
 import math
 import statistics
 
-from trainer.completions import Completion, Rewards, grade_completions, groups_of, lengths_of
+from trainer.rewards.completions import Completion, Rewards, grade_completions, groups_of, lengths_of
 
 
 def kimi_reward(

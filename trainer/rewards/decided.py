@@ -23,8 +23,8 @@ import math
 import re
 import statistics
 
-from trainer.completions import Completion, Rewards, completion_text, grade_completions, groups_of, lengths_of
 from trainer.grading import extract_answer
+from trainer.rewards.completions import Completion, Rewards, completion_text, grade_completions, groups_of, lengths_of
 
 LEAST_SCALE_TOKENS = 1.0
 # What announces a result; at most two words may stand between it and the answer ("is now 8", "gives her 8").
