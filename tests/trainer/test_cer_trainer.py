@@ -345,7 +345,7 @@ def test_rollouts_that_show_no_logits_are_refused_where_they_must(load_model, to
     with pytest.raises(ValueError, match=r"early_exit_min_tokens is 9.*at most 8 tokens.*never fire"):
         train(early_exit=EarlyExit(1.0, (7,), (7,), min_tokens=9))
     with pytest.raises(ValueError, match="teca_source is 'both': expected one of"):
-        train(teca_source="both")
+        CERTrainer(load_model(), count_reward, teca_source="both")
 
 
 def test_entropies_from_the_rollout_engine_are_passed_on_and_no_pass_is_made(

@@ -38,10 +38,9 @@ def arguments(path, **options) -> GRPOConfig:
         gradient_checkpointing=False,
         temperature=TEMPERATURE,
         use_vllm=True,
-        vllm_mode="colocate",
         vllm_max_model_length=64,
         vllm_gpu_memory_utilization=0.1,
-        **{"max_steps": 2, "vllm_importance_sampling_correction": False, **options},
+        **{"max_steps": 2, "vllm_mode": "colocate", "vllm_importance_sampling_correction": False, **options},
     )
 
 
@@ -113,7 +112,7 @@ def test_new_weights_take_effect_and_no_pass_is_made(tuning, tied, tmp_path, tok
     for teca, lengths, total in seen:
         assert [a * b for a, b in zip(teca, lengths, strict=True)] == pytest.approx(total, rel=1e-5)
     out, err = capfd.readouterr()
-    assert out.count("the pair this project is tested with") == 1
+    assert out.count("the pair that this project is tested with") == 1
     assert "TRL currently supports" not in out + err + caplog.text
     assert "Failed to load weights" not in out + err + caplog.text
     del trainer
@@ -191,8 +190,17 @@ def test_the_command_trains_with_vllm_and_says_what_cannot_be(tmp_path, tokenize
         "--max_completion_length",
         "12",
     ]
-    command += ["--vllm_max_model_length", "64", "--vllm_gpu_memory_utilization", "0.1", "--use_cpu", "true"]
-    command += ["--bf16", "false", "--early_exit", "50", "--early_exit_min_tokens", "4", "--early_exit_text", "<end>"]
+    command += [
+        "--vllm_max_model_length",
+        "64",
+        "--report_to",
+        "none",
+        "--vllm_gpu_memory_utilization",
+        "0.1",
+        "--use_cpu",
+        "true",
+    ]
+    command += ["--bf16", "false", "--early_exit", "50", "--early_exit_min_tokens", "4", "--early_exit_text", "w3"]
     assert grpo.main(command) == 0
     lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert any(line.get("early_exit/share", 0) > 0 for line in lines)
