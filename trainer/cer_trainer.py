@@ -351,9 +351,10 @@ class CERTrainer(trl.GRPOTrainer):
 
 
 _NO_PASS_WITH_IMAGES = (
-    "TECA of rollouts with images can only be read off a pass that TRL itself makes over them: choose "
-    "gradient_accumulation_steps that is no multiple of steps_per_generation * num_iterations, or use_vllm=True with "
-    "vllm_importance_sampling_correction=True, and mask_truncated_completions=False"
+    "TECA of rollouts with images comes from decoding (teca_source='auto' or 'rollout'), or can only be read off a "
+    "pass that TRL itself makes over them: choose gradient_accumulation_steps that is no multiple of "
+    "steps_per_generation * num_iterations, or use_vllm=True with vllm_importance_sampling_correction=True, and "
+    "mask_truncated_completions=False"
 )
 
 _construction = threading.RLock()

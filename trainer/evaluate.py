@@ -20,6 +20,7 @@ import sys
 from trainer.catalogue.data_sets import DATA_SETS, EMBEDDED
 from trainer.catalogue.methods import METHODS
 from trainer.evaluation.requests import DTYPES, ENGINES, Sampling
+from trainer.sampling.early_exit import DEFAULT_TEXT
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -81,6 +82,21 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         )
     sampling.add_argument("--seed", type=int, default=0, help="of everything that is drawn (default: 0)")
 
+    exits = parser.add_argument_group("early exit: end the thinking once the model has decided")
+    exits.add_argument(
+        "--early_exit", type=float, metavar="NATS", help="leave once the running TECA is below this (default: never)"
+    )
+    exits.add_argument("--early_exit_min_tokens", type=int, default=32, help="not before so many tokens (default: 32)")
+    exits.add_argument(
+        "--early_exit_window", type=int, default=0, help="the mean of the last so many entropies; 0: of all, TECA"
+    )
+    exits.add_argument(
+        "--early_exit_text",
+        default=DEFAULT_TEXT,
+        help="what is written then: the token that ends the thinking, or, for a model without one, a text that begins "
+        f"the answer (default: {DEFAULT_TEXT})",
+    )
+
     execution = parser.add_argument_group("execution (may change between a run and its continuation)")
     execution.add_argument("--batch_size", type=int, help="responses at once (default: 32, vllm 256, --score 8)")
     execution.add_argument(
@@ -105,6 +121,8 @@ def check_options(arguments: argparse.Namespace) -> None:
         raise ValueError("nothing to do: give --benchmarks, or --score FILE")
     if arguments.score is not None and arguments.benchmarks:
         raise ValueError("--score takes its responses from the file: --benchmarks does not go with it")
+    if arguments.score is not None and arguments.early_exit is not None:
+        raise ValueError("--score generates nothing: --early_exit does not go with it")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -8,6 +8,7 @@ any model is loaded. Exit codes: 0 done, 1 failed, 2 wrong command line, 130 and
 import sys
 from pathlib import Path
 
+from trainer.sampling import vllm_support
 from trainer.training import arguments
 
 
@@ -21,7 +22,10 @@ def main(argv: list[str] | None = None) -> int:
         arguments.make_parser().print_help()
         return 0
     try:
-        run, config, model = arguments.parse(argv)
+        with vllm_support.trl_version_warnings_quiet():
+            run, config, model = arguments.parse(argv)
+        if config.use_vllm:
+            vllm_support.prepare_environment(cpu=config.device.type == "cpu")
         _quiet(config)
         command = arguments.command_without_resume(argv)
         if run.dataset == arguments.TINY:

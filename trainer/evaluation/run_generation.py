@@ -7,6 +7,7 @@ which a record is missing is generated whole, so an interrupted run makes the sa
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from trainer.evaluation.prompts import encode_prompt, render
 from trainer.evaluation.requests import Engine, Request, Sampling, request_seed
 from trainer.records.record_files import RecordWriter, record_path
 from trainer.records.settings import claim_directory
+from trainer.sampling.early_exit import EarlyExit, make_rule
 
 log = logging.getLogger("trainer.evaluate")
 
@@ -97,6 +99,7 @@ def generate(arguments: argparse.Namespace) -> None:
     config = loading.load_config(arguments.model, arguments.revision)
     tokenizer = loading.load_tokenizer(arguments.model, arguments.revision)
     warn_about_template(tokenizer, chosen)
+    early_exit = early_exit_rule(arguments, tokenizer)
     work = list(prepare_work(tokenizer, benchmarks, chosen))
     longest, where = max(
         (len(ids), f"{item.benchmark} {item.method}, id {problem.id}")
@@ -126,6 +129,7 @@ def generate(arguments: argparse.Namespace) -> None:
         "samples": arguments.samples,
         "limit": arguments.limit,
         "system_prompt": arguments.system_prompt,
+        "early_exit": early_exit and {**dataclasses.asdict(early_exit), "text": arguments.early_exit_text},
     }
     claim_directory(arguments.output, settings, source.device)
 
@@ -145,10 +149,25 @@ def generate(arguments: argparse.Namespace) -> None:
                     batch_size=batch_size,
                     gpu_memory_utilization=arguments.gpu_memory_utilization,
                     seed=arguments.seed,
+                    early_exit=early_exit,
                 )
             with Progress(writer, len(item.problems) * arguments.samples) as progress:
                 for batch in todo:
                     generate_batch(engine, tokenizer, item, batch, arguments.seed, writer, progress)
+
+
+def early_exit_rule(arguments: argparse.Namespace, tokenizer: PreTrainedTokenizerBase) -> EarlyExit | None:
+    """The rule of --early_exit. Raises ValueError for one that the model cannot follow or that could never fire."""
+    if arguments.early_exit is None:
+        return None
+    return make_rule(
+        tokenizer,
+        arguments.early_exit,
+        min_tokens=arguments.early_exit_min_tokens,
+        window=arguments.early_exit_window,
+        text=arguments.early_exit_text,
+        max_new_tokens=arguments.max_new_tokens,
+    )
 
 
 def check_same_problems(writer: RecordWriter, item: Work) -> None:

@@ -3,21 +3,19 @@
 In: model, tokenizer, problems.  Out: per response: right or wrong, tokens, TECA, total entropy, explorations, recaps.
 
 Responses are sampled at temperature 1, one per problem, with a random state of their own, so evaluating changes nothing
-in a training that goes on. Entropies are teacher-forced (trainer/evaluation/scoring.py).
+in a training that goes on. Entropies are those that the sampler saw.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import fsum
-from statistics import fmean
 
 import torch
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from trainer.evaluation.scoring import Scorer
 from trainer.grading import grade
 from trainer.sampling.rollout import sample
+from trainer.sampling.rollout_entropy import teca_and_sum
 from trainer.tiny.problems import WordProblem, count_explorations, count_recaps
 
 _BATCH = 64
@@ -48,7 +46,6 @@ def evaluate(
     """Samples one response per problem and measures it."""
     was_training = model.training
     model.eval()
-    scorer = Scorer(model, temperature=1.0)
     found = HeldOutResponses([], [], [], [], [], [], [])
     with torch.random.fork_rng(devices=[]), tqdm(total=len(problems), desc=description, unit="problem") as bar:
         torch.manual_seed(seed)
@@ -60,7 +57,7 @@ def evaluate(
                 tokenize=True,
                 return_dict=True,
             )["input_ids"]
-            completions = sample(
+            samples = sample(
                 model,
                 prompts,
                 max_new_tokens=max_new_tokens,
@@ -68,13 +65,15 @@ def evaluate(
                 end_ids=[tokenizer.eos_token_id],
                 pad_id=tokenizer.pad_token_id,
             )
-            entropies = scorer.entropies(list(zip(prompts, completions, strict=True)))
+            completions = [one.token_ids for one in samples]
+            entropies = [one.decoded.entropies for one in samples]
+            teca, totals = teca_and_sum(entropies, [[1] * len(row) for row in entropies])
             texts = tokenizer.batch_decode(completions, skip_special_tokens=True)
             found.text += texts
             found.correct += [grade(text, str(problem.answer)) for text, problem in zip(texts, batch, strict=True)]
             found.tokens += [len(completion) for completion in completions]
-            found.teca += [fmean(values) for values in entropies]
-            found.entropy_sum += [fsum(values) for values in entropies]
+            found.teca += teca
+            found.entropy_sum += totals
             found.explorations += [count_explorations(text) for text in texts]
             found.recaps += [count_recaps(text) for text in texts]
             bar.update(len(batch))

@@ -134,6 +134,13 @@ def closed_by_prompt(rule: EarlyExit, prompt_ids: Sequence[int]) -> bool:
     return any(tuple(tail[i : i + width]) == rule.closing_ids for i in range(len(tail) - width + 1))
 
 
+def closes_at(rule: EarlyExit, token_ids: Sequence[int]) -> int | None:
+    """The place after the closing tokens in a response, where they stand first; None where they do not."""
+    width = len(rule.closing_ids)
+    ends = range(width, len(token_ids) + 1)
+    return next((end for end in ends if tuple(token_ids[end - width : end]) == rule.closing_ids), None)
+
+
 def first_exit(
     rule: EarlyExit, entropies: Sequence[float], token_ids: Sequence[int], *, prompt_ids: Sequence[int] = ()
 ) -> int | None:
@@ -146,10 +153,10 @@ def first_exit(
     """
     if closed_by_prompt(rule, prompt_ids):
         return None
-    width = len(rule.closing_ids)
+    closed = closes_at(rule, token_ids)
     running = [0.0]
     for t, entropy in enumerate(entropies):
-        if t >= width and tuple(token_ids[t - width : t]) == rule.closing_ids:
+        if t == closed:
             return None
         running.append(running[-1] + entropy)
         if t >= rule.first_token:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from trainer.sampling.early_exit import EarlyExit
+from trainer.sampling.early_exit import EarlyExit, closes_at
 from trainer.sampling.running_teca import RunningTeca
 from trainer.sampling.teca_requests import Key
 
@@ -101,8 +101,9 @@ class RequestRecords:
             if record is not None:
                 if self.teca.device.type != "cpu":
                     torch.accelerator.synchronize(self.teca.device)  # its copy; requests seldom come back
-                fired = -1 if record.fired is None else int(record.fired)
-                self.teca.restore(request.row, record.entropies[: len(tokens)], fired)
+                fired = None if record.fired is None or record.fired < 0 else int(record.fired)
+                ends = None if rule is None or closed else closes_at(rule, tokens)
+                self.teca.restore(request.row, record.entropies[: len(tokens)], fired=fired, closed=ends)
                 request.length = len(tokens)
         self.live[request.row] = request
         return request

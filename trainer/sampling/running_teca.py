@@ -53,14 +53,23 @@ class RunningTeca:
             self._rules.begin(row, rule, closed)
 
     @torch.inference_mode()
-    def restore(self, row: int, entropies: Tensor, fired: int) -> None:
-        """Give `row`, after `begin`, what a response had in another: its entropies (t,) and where it left, or -1."""
+    def restore(self, row: int, entropies: Tensor, *, fired: int | None, closed: int | None) -> None:
+        """Give `row`, after `begin`, what a response had in another.
+
+        Args:
+            entropies: (t,) of its tokens so far.
+            fired: the place of its first forced token.
+            closed: the place after its closing tokens (early_exit.closes_at).
+        """
         length = len(entropies)
         self.make_room(length)
         self.entropy[row, :length] = entropies.to(self.device)
         if self._rules is not None:
             self._rules.running[row, :length] = entropies.to(self.device).double().cumsum(0)
-            self._rules.fired[row] = fired
+            if fired is not None:
+                self._rules.fired[row] = fired
+            if closed is not None:
+                self._rules.closed[row] = closed
 
     @property
     def tail_width(self) -> int:

@@ -25,6 +25,7 @@ Bytes moved a step: one read of the logits (4 b V), and a few numbers per row.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -181,6 +182,13 @@ class TecaWorker:
             if hasattr(processor, "take"):
                 return processor.take(keys)
         raise RuntimeError("vLLM was started without the processor that records entropies (logits_processors=[...])")
+
+    def take_entropies_as_lists(self, keys: list[Key]) -> list:
+        """The same with entropies as lists: for the server's remote call over HTTP, which speaks JSON."""
+        return [
+            [(tokens, array("f", data).tolist(), fired) for tokens, data, fired in records]
+            for records in self.take_entropies(keys)
+        ]
 
 
 def take_entropies(llm, keys: Sequence[Key]) -> list[list]:

@@ -23,6 +23,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
+import requests
 import torch
 from trl.generation import vllm_generation
 from vllm.platforms import current_platform
@@ -78,7 +79,7 @@ class RecordingVLLMGeneration(vllm_generation.VLLMGeneration):
             print(f"waiting for the vLLM server at {url}, up to {self.server_timeout:g} s", flush=True)
         try:
             super()._init_vllm()
-        except ConnectionError as error:
+        except requests.exceptions.ConnectionError as error:
             raise ConnectionError(
                 f"no vLLM server at {url} after {self.server_timeout:g} s; start one on GPUs of its own with "
                 + SERVE.format(model=self.model.name_or_path)

@@ -117,9 +117,36 @@ class RunArguments:
         ),
     )
 
+    teca_source: str = field(
+        default="auto",
+        metadata=about(
+            "Where TECA comes from: rollout (decoding sees every distribution, no pass is made), scoring (a pass of "
+            "the policy over the rollouts), auto (rollout where it can be had)."
+        ),
+    )
+    early_exit: float | None = field(
+        default=None,
+        metadata=about(
+            "End a response's thinking once its running TECA is below so many nats; forced tokens are masked from the "
+            "loss."
+        ),
+    )
+    early_exit_min_tokens: int = field(default=32, metadata=about("No early exit before so many tokens."))
+    early_exit_window: int = field(
+        default=0, metadata=about("Early exit on the mean of the last so many entropies (0: of all, TECA).")
+    )
+    early_exit_text: str = field(
+        default="</think>",
+        metadata=about(
+            "What an early exit writes: the token that ends the thinking, or, for models without one, a text that "
+            "begins the answer."
+        ),
+    )
+
     def __post_init__(self):
         _check_choice("tiny_design", self.tiny_design, tuple(DESIGNS))
         _check_choice("sampler", self.sampler, ("auto", "embedded", "trl"))
+        _check_choice("teca_source", self.teca_source, ("auto", "rollout", "scoring"))
         self.controls = [name for name in self.controls if name != "none"]
         for option_name in ("reward", "controls"):
             for name in getattr(self, option_name):
@@ -301,8 +328,10 @@ def check(run: RunArguments, config, model) -> None:
     for tracker in config.report_to:
         if tracker in _TRACKERS and importlib.util.find_spec(_TRACKERS[tracker]) is None:
             raise ConfigError(f"report_to names {tracker}, which is not installed: pip install {_TRACKERS[tracker]}")
-    if config.use_vllm and importlib.util.find_spec("vllm") is None:
-        raise ConfigError("use_vllm is set, but vllm is not installed: pip install vllm==0.32.0")
+    if config.use_vllm:
+        _check_vllm(run, config)
+    if run.early_exit is not None:
+        _check_early_exit(run, config)
     if model.use_peft and importlib.util.find_spec("peft") is None:
         raise ConfigError("use_peft is set, but peft is not installed: pip install peft")
     if not config.temperature > 0:
@@ -336,6 +365,38 @@ def check(run: RunArguments, config, model) -> None:
                 "ends in partitions, not in a model"
             )
     _check_writable(Path(config.output_dir))
+
+
+def _check_vllm(run: RunArguments, config) -> None:
+    import torch
+
+    from trainer.sampling.vllm_support import require_vllm
+
+    try:
+        require_vllm("use_vllm")
+    except (ModuleNotFoundError, ValueError) as error:
+        raise ConfigError(str(error)) from error
+    if run.dataset == TINY:
+        raise ConfigError(
+            "use_vllm: the embedded model's attention heads hold 16 numbers, vLLM's hold 32 at least; leave it out, or "
+            "train another model with --dataset and --model_name_or_path"
+        )
+    if config.vllm_mode == "server" and not torch.cuda.is_available():
+        raise ConfigError(
+            "vllm_mode is server, whose weights travel by NCCL between GPUs, and there is no GPU here: take "
+            "--vllm_mode colocate, which runs on a CPU as well"
+        )
+
+
+def _check_early_exit(run: RunArguments, config) -> None:
+    from trainer.sampling.early_exit import EarlyExit
+
+    stand_in = (0,)  # its tokens are not known before the tokenizer is
+    try:
+        rule = EarlyExit(run.early_exit, stand_in, stand_in, run.early_exit_min_tokens, run.early_exit_window)
+        rule.check_limit(config.max_completion_length)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def _zero3(config) -> bool:

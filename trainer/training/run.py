@@ -12,8 +12,9 @@ import warnings
 from pathlib import Path
 
 from trainer.cer_trainer import CERTrainer
+from trainer.sampling.early_exit import EarlyExit, make_rule
 from trainer.training import survival
-from trainer.training.arguments import RunArguments
+from trainer.training.arguments import ConfigError, RunArguments
 from trainer.training.checkpoints import CheckpointMixin, remove_leftovers
 from trainer.training.run_log import MeasuredMixin, report_here
 
@@ -36,12 +37,36 @@ def build(run: RunArguments, config, *, model, reward_funcs: list, train_dataset
     Args:
         description: stands before the progress bar.
         trl: goes to the trainer as it is (processing_class, peft_config, rollout_func, ...).
+
+    Raises ConfigError for an early exit that the model cannot make, and where vLLM's server is not there.
     """
+    ours = {"teca_source": run.teca_source, "early_exit": _early_exit(run, config, trl.get("processing_class"))}
     with warnings.catch_warnings():  # rollout_func is TRL's own hook; that it may change is said in our contract test
         warnings.filterwarnings("ignore", message="You are using 'rollout_func'")
-        trainer = GRPORun(model=model, reward_funcs=reward_funcs, args=config, train_dataset=train_dataset, **trl)
+        try:
+            trainer = GRPORun(
+                model=model, reward_funcs=reward_funcs, args=config, train_dataset=train_dataset, **ours, **trl
+            )
+        except ConnectionError as error:
+            raise ConfigError(str(error)) from error
     report_here(trainer, description=description, samples_per_log=run.samples_per_log)
     return trainer
+
+
+def _early_exit(run: RunArguments, config, tokenizer) -> EarlyExit | None:
+    if run.early_exit is None:
+        return None
+    try:
+        return make_rule(
+            tokenizer,
+            run.early_exit,
+            min_tokens=run.early_exit_min_tokens,
+            window=run.early_exit_window,
+            text=run.early_exit_text,
+            max_new_tokens=config.max_completion_length,
+        )
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def carry_out(trainer: GRPORun, *, resume_from_checkpoint: Path | None, command: str) -> int:
