@@ -17,7 +17,8 @@ True
 """
 
 from trainer.grading.answer import equivalent
-from trainer.grading.extract import MAX_ANSWER_CHARS, MAX_RESPONSE_CHARS, after_final_answer, after_hashes, last_boxed
+from trainer.grading.boxes import MAX_ANSWER_CHARS, last_boxed
+from trainer.grading.extract import after_hashes, stated_answer
 from trainer.grading.normalize import normalize
 from trainer.grading.symbolic import symbolically_equal
 
@@ -31,8 +32,7 @@ def extract_answer(response: str) -> str | None:
     """
     if not isinstance(response, str):
         return None
-    response = response[-MAX_RESPONSE_CHARS:]
-    return last_boxed(response) or after_hashes(response) or after_final_answer(response)
+    return stated_answer(response)
 
 
 def grade(response: str, ground_truth: str | int | float) -> bool:
