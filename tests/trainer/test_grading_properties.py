@@ -1,4 +1,4 @@
-"""Random values in random clothes: the same value is right in all of them, another value in the same clothes is wrong."""
+"""Random values in random clothes: the same value is right in all of them, another in the same clothes is wrong."""
 
 from fractions import Fraction
 
@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from trainer.grading import grade
 from trainer.grading.number_words import spell_in_digits
 
-ONES = """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen
-    eighteen nineteen""".split()  # noqa: SIM905
+ONES = """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen
+    seventeen eighteen nineteen""".split()  # noqa: SIM905
 TENS = "zero ten twenty thirty forty fifty sixty seventy eighty ninety".split()  # noqa: SIM905
 
 
@@ -40,19 +40,24 @@ def digits_of(zero: str):
 ROUND_ABOUT = [  # what may stand around any answer
     "{}", "${}$", r"\,{}\,", r"{}\ ", r"\;{}\quad ", "~{}~", r"{}\hspace{{1em}}", r"\displaystyle {}", r"{}\\",
     r"\textcolor{{red}}{{{}}}", r"\color{{blue}}{}", r"\mathbf{{{}}}", r"\boxed{{{}}}", r"{}\tag{{7}}", r"\Large {}",
-    r"\left.{}\right.", r"\underline{{{}}}", "**{}**", "The answer is {}", r"\text{{The answer is }}{}", r"({})", "x = {}",
-    r"\text{{Total}} = {}", "Answer: {}", r"\phantom{{9}}{}", r"\fcolorbox{{red}}{{white}}{{{}}}", "{}.", r"\ensuremath{{{}}}",
+    r"\left.{}\right.", r"\underline{{{}}}", "**{}**", "The answer is {}", r"\text{{The answer is }}{}", r"({})",
+    "x = {}",
+    r"\text{{Total}} = {}", "Answer: {}", r"\phantom{{9}}{}", r"\fcolorbox{{red}}{{white}}{{{}}}", "{}.",
+    r"\ensuremath{{{}}}",
 ]  # fmt: skip
 INTEGERS = {
     "plain": str, "comma": grouped(","), "braced comma": grouped("{,}"), "comma and thin": grouped(r",\!"),
-    "thin space": grouped(r"\,"), "tie": grouped("~"), "thick space": grouped(r"\;"), "no-break space": grouped("\u202f"),
+    "thin space": grouped(r"\,"), "tie": grouped("~"), "thick space": grouped(r"\;"),
+    "no-break space": grouped("\u202f"),
     "decimal": "{}.0".format, "dollars before": lambda n: f"\\${n}" if n >= 0 else f"-\\${-n}",
     "dollars behind": r"{}\$".format, "euro behind": "{} €".format, "words behind": "{} apples per day".format,
     "unit": r"{}\text{{ cm}}".format, "fullwidth": digits_of("０"), "Arabic-Indic": digits_of("٠"),
     "Devanagari": digits_of("०"), "bold digits": digits_of("𝟎"), "minus sign": lambda n: str(n).replace("-", "−"),
     "words": in_words, "words and a unit": lambda n: f"{in_words(n)} apples", "approximately": r"\approx {}".format,
-    "a sum": lambda n: f"{n - 3}+3", "a sum and its value": lambda n: f"{n - 3}+3={n}", "a difference": lambda n: f"{n}-0",
-    "its double halved": lambda n: rf"\frac{{{2 * n}}}{{2}}", "percent": r"{}\%".format, "root": lambda n: rf"\sqrt[3]({n**3})",
+    "a sum": lambda n: f"{n - 3}+3", "a sum and its value": lambda n: f"{n - 3}+3={n}",
+    "a difference": lambda n: f"{n}-0",
+    "its double halved": lambda n: rf"\frac{{{2 * n}}}{{2}}",
+    "percent": r"{}\%".format, "root": lambda n: rf"\sqrt[3]({n**3})",
 }  # fmt: skip
 FRACTIONS = {
     "frac": lambda f: rf"\frac{{{f.numerator}}}{{{f.denominator}}}",
@@ -71,8 +76,16 @@ FRACTIONS = {
 }
 
 nearby = st.sampled_from(
-    [lambda v: v + 1, lambda v: v - 1, lambda v: -v, lambda v: 10 * v, lambda v: v / 10, lambda v: 2 * v, lambda v: v + Fraction(1, 10)]
-)  # fmt: skip
+    [
+        lambda v: v + 1,
+        lambda v: v - 1,
+        lambda v: -v,
+        lambda v: 10 * v,
+        lambda v: v / 10,
+        lambda v: 2 * v,
+        lambda v: v + Fraction(1, 10),
+    ]
+)
 
 
 def plain(value: Fraction) -> str:
@@ -84,7 +97,12 @@ def boxed(answer: str) -> str:
 
 
 @settings(deadline=None, max_examples=600)
-@given(st.integers(-(10**9), 10**9) | st.integers(-30, 3000), st.sampled_from(sorted(INTEGERS)), nearby, st.sampled_from(ROUND_ABOUT))
+@given(
+    st.integers(-(10**9), 10**9) | st.integers(-30, 3000),
+    st.sampled_from(sorted(INTEGERS)),
+    nearby,
+    st.sampled_from(ROUND_ABOUT),
+)
 def test_an_integer_is_right_in_any_clothes_and_its_neighbour_in_none(number, clothes, change, around):
     other = change(Fraction(number))
     assume(other != number)
@@ -97,7 +115,10 @@ def test_an_integer_is_right_in_any_clothes_and_its_neighbour_in_none(number, cl
 
 @settings(deadline=None, max_examples=400)
 @given(
-    st.fractions(-1000, 1000, max_denominator=1000), st.sampled_from(sorted(FRACTIONS)), nearby, st.sampled_from(ROUND_ABOUT)
+    st.fractions(-1000, 1000, max_denominator=1000),
+    st.sampled_from(sorted(FRACTIONS)),
+    nearby,
+    st.sampled_from(ROUND_ABOUT),
 )
 def test_a_fraction_is_right_in_any_clothes_and_its_neighbour_in_none(value, clothes, change, around):
     other = change(value)
@@ -109,7 +130,8 @@ def test_a_fraction_is_right_in_any_clothes_and_its_neighbour_in_none(value, clo
 
 PAIRS = [
     "({}, {})", "({},{})", r"\left({},\;{}\right)", r"(x,y)=({}, {})", r"(x, y) = \left({}, {}\right)", "x={}, y={}",
-    r"x = {} \text{{ and }} y = {}", r"\langle {}, {} \rangle", r"\left<{},{}\right>", "( {} ; {} )", r"(\,{}\,,\,{}\,)",
+    r"x = {} \text{{ and }} y = {}", r"\langle {}, {} \rangle", r"\left<{},{}\right>", "( {} ; {} )",
+    r"(\,{}\,,\,{}\,)",
     r"\mathbf{{({}, {})}}", r"\text{{The answer is }}({},{})", "（{}，{}）",
 ]  # fmt: skip
 numbers = st.fractions(-50, 50, max_denominator=12)
@@ -129,7 +151,16 @@ def test_a_pair_is_right_in_any_clothes_and_neither_turned_round_nor_changed(fir
     assert not grade(answer, plain(first))
 
 
-COMPLEX = ["{a} + {b}i", "{a}+({b})i", "{b}i+{a}", "{b} i + {a}", r"{a} + {b}\,i", r"{a}+{b}\mathrm{{i}}", "z = {a}+{b}i", "{a}+i({b})"]
+COMPLEX = [
+    "{a} + {b}i",
+    "{a}+({b})i",
+    "{b}i+{a}",
+    "{b} i + {a}",
+    r"{a} + {b}\,i",
+    r"{a}+{b}\mathrm{{i}}",
+    "z = {a}+{b}i",
+    "{a}+i({b})",
+]
 parts_of_i = st.integers(-9, 9).filter(bool)
 
 
@@ -145,7 +176,15 @@ def test_a_complex_number_is_right_in_any_order_and_its_conjugate_is_not(a, b, c
     assert not grade(answer, f"{a}+({b})x")
 
 
-LINES = ["y={m}x+({c})", "y = {c} + ({m})x", "{m}x - y + ({c}) = 0", "y-({m})x={c}", "({m})x+({c})=y", "2y = {m2}x + ({c2})", "0={m}x-y+({c})"]
+LINES = [
+    "y={m}x+({c})",
+    "y = {c} + ({m})x",
+    "{m}x - y + ({c}) = 0",
+    "y-({m})x={c}",
+    "({m})x+({c})=y",
+    "2y = {m2}x + ({c2})",
+    "0={m}x-y+({c})",
+]
 
 
 @settings(deadline=None, max_examples=200)
@@ -161,8 +200,10 @@ def test_a_line_is_right_in_any_form_and_a_parallel_or_mirrored_one_is_not(m, c,
 
 
 INTERVALS = {
-    "()": ["{a}<x<{b}", "{b}>x>{a}", "{a} < x < {b}", r"x \in ({a},{b})", r"x>{a} \text{{ and }} x<{b}", r"\{{x | {a}<x<{b}\}}"],
-    "[)": [r"{a}\le x<{b}", r"{b}>x\ge {a}", r"{a} ≤ x < {b}", r"x\geq {a} \text{{ and }} x<{b}", r"\left[{a}, {b}\right)"],
+    "()": ["{a}<x<{b}", "{b}>x>{a}", "{a} < x < {b}", r"x \in ({a},{b})", r"x>{a} \text{{ and }} x<{b}",
+    r"\{{x | {a}<x<{b}\}}"],
+    "[)": [r"{a}\le x<{b}", r"{b}>x\ge {a}", r"{a} ≤ x < {b}", r"x\geq {a} \text{{ and }} x<{b}",
+    r"\left[{a}, {b}\right)"],
     "(]": [r"{a}<x\leqslant {b}", "{b}>=x>{a}", r"x\in\left({a},{b}\right]"],
     "[]": [r"{a}\leq x\leq {b}", "{a}<=x<={b}", r"\{{x\in\mathbb{{R}} : {a}\le x\le {b}\}}"],
 }  # fmt: skip

@@ -7,21 +7,23 @@ Rules where notation leaves a choice:
 - 50% equals 50 (the percent sign as a unit left out) and 0.5 (its value). 0.5% does not equal 0.5: below one, a number
   is a value and no percentage.
 - Decimals are exact: 0.33 is not 1/3, and 3.14 is not \pi.
-- A base that the answer leaves out is understood: for 52_8, 52 is right, and neither 52_7 nor 42. For 52, 52_8 is wrong.
+- A base that the answer leaves out is understood: for 52_8, 52 is right, and neither 52_7 nor 42. For 52, 52_8 is not.
 - a \pm b is the pair of its values. An inequality in one variable is an interval.
-- 1,000 is a number and (1,000) is a pair. Without brackets: a number, unless reading both sides as lists makes them equal.
+- (1,000) is a pair. 1,000 is a number, unless reading both sides as lists makes them equal.
 - A ratio 3 : 4 equals "3 to 4" alone, not 6 : 8 and not 3/4.
 - i is the imaginary unit on both sides, or a variable on both, if one of them uses it as an index.
 - Prose compares without case, spaces and punctuation, but numbers, brackets and signs in it count; if the gold is one
   letter A to J, so is "(C) because", but not "(C)(D)".
-- Where the gold is no equation, an answer "x = 2 + 3 = 5" is its last side, if the first is a name or a label (labels.py)
-  and no two sides contradict each other; "2x = 5" and "2 + 2 = 5" state no 5. "\frac{22}{7} \approx 3.14" states both.
+- Where the gold is no equation, an answer "x = 2 + 3 = 5" is its last side, if the first is a name or a label
+  (labels.py) and no two sides contradict each other; "2x = 5" and "2 + 2 = 5" state no 5. "\frac{22}{7} \approx 3.14"
+  states both.
 - Where both are equations (or inequalities), they are equal if one is the other times a number: 2x - y + 3 = 0 for
   y = 2x + 3.
 """
 
 import re
 from collections.abc import Callable
+from itertools import pairwise
 
 from trainer.grading.exact import approximate, evaluate, expand
 from trainer.grading.labels import is_name
@@ -45,7 +47,9 @@ Judge = Callable[..., bool]  # (gold, answer, *, imaginary) -> equal
 _THOUSANDS = re.compile(r"[0-9],[0-9]{3}")
 _CHOICE = re.compile(r"\(?([A-J])\)?")
 _CHOSEN = re.compile(r"(?:(?:option|choice|answer)\s*)?\(?([A-Ja-j])(?:\)|[.:]|$)")
-_OTHER_CHOICE = re.compile(r"\s*[A-J](?![A-Za-z'])|.*?(?:\(\s*[A-Ja-j]\s*\)|(?:[,;/&+]|\b(?:and|or|nor|not))\s*\(?[A-J](?![A-Za-z']))")
+_OTHER_CHOICE = re.compile(
+    r"\s*[A-J](?![A-Za-z'])|.*?(?:\(\s*[A-Ja-j]\s*\)|(?:[,;/&+]|\b(?:and|or|nor|not))\s*\(?[A-J](?![A-Za-z']))"
+)
 _UNIT_WORDS = re.compile(rf"{TEXT_OPEN}[^{TEXT_CLOSE}]*{TEXT_CLOSE}|\\\$|(?<![A-Za-z\\])[A-Za-z]{{3,}}(?![A-Za-z])")
 _FREE_SPACE = re.compile(r"\s+(?![0-9A-Za-z])|(?<![0-9A-Za-z\s])\s+")
 _INDEX_I = re.compile(r"_\s*\{?\s*i(?![A-Za-z])|(?<![A-Za-z\\])i\s*(?:=|\\in(?![A-Za-z]))")
@@ -85,7 +89,9 @@ class _Comparison:
     def same(self, gold: Answer, answer: Answer) -> bool:
         if isinstance(gold, Scalar) and isinstance(answer, Scalar):
             if gold.value is not None and answer.value is not None:
-                return _names_agree(gold, answer) and _units_agree(gold.unit, answer.unit) and _same_number(gold, answer)
+                return (
+                    _names_agree(gold, answer) and _units_agree(gold.unit, answer.unit) and _same_number(gold, answer)
+                )
             verdict = self.same_relation(gold, answer) if _is_relation(gold) and _is_relation(answer) else None
             if verdict is not None:
                 return verdict
@@ -176,15 +182,15 @@ class _Comparison:
         sides = sides[::2]
         named = is_name(sides[0])
         computed, rest = (sides[1:], relations[1:]) if named else (sides, relations)
-        for pair, relation in zip(zip(computed, computed[1:], strict=False), rest, strict=False):
-            if not self.sides_agree(list(pair), relation, unless_unknown=named):
+        for pair, relation in zip(pairwise(computed), rest, strict=True):
+            if not self.sides_agree(pair, relation, unless_unknown=named):
                 return []
         if r"\approx" not in relations:
             return sides[-1:]
         exact = sides[relations.index(r"\approx")]
         return [sides[-1]] if exact == sides[0] and named else [exact, sides[-1]]
 
-    def sides_agree(self, sides: list[str], relation: str, *, unless_unknown: bool = False) -> bool:
+    def sides_agree(self, sides: tuple[str, str], relation: str, *, unless_unknown: bool = False) -> bool:
         """True if two sides of an equation have the same value; `unless_unknown`: or if one of them has variables."""
         left, right = map(_computed, sides)
         ours, theirs = (expand(side, imaginary=self.imaginary) for side in (left, right))
@@ -238,7 +244,9 @@ def _is_solved(scalar: Scalar) -> bool:
     if scalar.name:
         return scalar.value is not None
     sides = [side.strip() for side in RELATION.split(scalar.text)[::2]]
-    return any(len(side) == 1 and side.isalpha() for side in sides) and any(evaluate(side) is not None for side in sides)
+    return any(len(side) == 1 and side.isalpha() for side in sides) and any(
+        evaluate(side) is not None for side in sides
+    )
 
 
 def _names_agree(gold: Answer, answer: Answer) -> bool:
@@ -294,4 +302,3 @@ def _latex(scalar: Scalar) -> str:
         if value.denominator == 1
         else rf"{sign}\frac{{{value.numerator}}}{{{value.denominator}}}"
     )
-

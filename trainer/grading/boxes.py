@@ -1,7 +1,7 @@
-r"""Boxes in a response: \boxed{...} and \fbox{...}.
+r"""Boxes in a response: \boxed{...}, \fbox{...} and \framebox{...}.
 
-In: text. Out: what the last box holds that is balanced and holds an answer: no placeholder (\boxed{...} as in "put it into
-\boxed{}"), and not cut off. Without a brace only what looks like mathematics counts: \boxed5, \boxed\frac12, but not
+In: text. Out: what the last box holds that is balanced and holds an answer: it is not cut off, and no placeholder (as
+in "put it into \boxed{...}"). Without a brace only what looks like mathematics counts: \boxed5, \boxed\frac12, but not
 "in \boxed as asked". Linear in the text.
 """
 
@@ -11,7 +11,8 @@ MAX_ANSWER_CHARS = 2_000  # a longer group is no answer
 
 _BOX = re.compile(r"\\(?:boxed|fbox|framebox)(?![A-Za-z])")
 _BOX_OR_BRACE = re.compile(
-    r"\\(?:boxed|fbox|framebox)(?![A-Za-z])[ \t\r\n]{0,8}(?:\[[^\[\]{}\n]{0,20}\])?[ \t\r\n]{0,8}\{?|\\.|[{}]", re.DOTALL
+    r"\\(?:boxed|fbox|framebox)(?![A-Za-z])[ \t\r\n]{0,8}(?:\[[^\[\]{}\n]{0,20}\])?[ \t\r\n]{0,8}\{?|\\.|[{}]",
+    re.DOTALL,
 )
 _OPENING = re.compile(r"[ \t\r\n]{0,8}(?:\[[^\[\]{}\n]{0,20}\])?[ \t\r\n]{0,8}\{")
 _ESCAPE_OR_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)

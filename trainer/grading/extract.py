@@ -33,7 +33,8 @@ _HEADING = re.compile(
     re.IGNORECASE,
 )
 _VALUE_ON_A_LINE = re.compile(
-    r"(?:[^A-Za-z\\]|\\[^A-Za-z]|\\[A-Za-z]+)*(?:[a-z][^.!?]*[.!]?|[A-Z]{2,4})?|[A-J]|[A-Za-z](?:\([A-Za-z]\))?[ \t]*[=<>].*"
+    r"(?:[^A-Za-z\\]|\\[^A-Za-z]|\\[A-Za-z]+)*(?:[a-z][^.!?]*[.!]?|[A-Z]{2,4})?|[A-J]"
+    r"|[A-Za-z](?:\([A-Za-z]\))?[ \t]*[=<>].*"
 )
 _FINAL_ANSWER = re.compile(
     r"(?:\bfinal\s{1,3}answer|\b(?:the|my|our|correct)\s{1,3}answer|(?:^|[\n*])[ \t#]{0,8}answer)"
@@ -115,4 +116,3 @@ def after_final_answer(text: str) -> str | None:
     stated = sentence[0].strip().strip("*_ ")
     end = _SENTENCE_END.search(stated)
     return (stated[: end.start()] if end else stated).strip().strip("*_ ") or None
-

@@ -1,8 +1,8 @@
 r"""Inequalities in one variable as the intervals of their solutions.
 
-In: normalised text: x > 2, 2<x, 1 \le x < 3, x \ne 2, \reals, \reals \setminus \{2\}. Out: the variable and the intervals,
-whose ends are still text: ("x", [("(", "2", r"\infty")]). Several inequalities joined by "and" or "or" become one text of
-intervals if their ends are numbers that can be put in order.
+In: normalised text: x > 2, 2<x, 1 \le x < 3, x \ne 2, \reals, \reals \setminus \{2\}. Out: the variable and its
+intervals, whose ends are still text: ("x", [("()", "2", r"\infty")]). Several inequalities joined by "and" or "or"
+become one text of intervals if their ends are numbers that can be put in order.
 """
 
 import re
@@ -72,7 +72,7 @@ def _end_value(text: str) -> float | Fraction | None:
 
 
 def joined_intervals(inequalities: list[str], join: str) -> str | None:
-    """Several inequalities in the same variable as one text of intervals: their union ("or") or what they share ("and").
+    """Inequalities in the same variable as one text of intervals: their union ("or") or what they share ("and").
 
     \\emptyset if nothing is shared; None if one is no inequality, the variables differ or the ends have no order.
     """

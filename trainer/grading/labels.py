@@ -6,6 +6,7 @@ expression: 2x, x^2 and x + y are none, so "2x = 5" does not state the value 5. 
 """
 
 import re
+from itertools import pairwise
 
 from trainer.grading.normalize import TEXT_CLOSE, TEXT_OPEN
 
@@ -68,4 +69,4 @@ def _is_of_words(side: str) -> bool:
 
 def _is_run_of_the_alphabet(word: str) -> bool:
     letters = [ord(letter) for letter in word.casefold()]
-    return len(letters) <= 4 and all(0 <= after - before <= 2 for before, after in zip(letters, letters[1:], strict=False))
+    return len(letters) <= 4 and all(0 <= after - before <= 2 for before, after in pairwise(letters))

@@ -1,8 +1,8 @@
 r"""LaTeX commands that place or paint an answer, and say nothing about it, taken out.
 
-In: text in ASCII LaTeX. Out: the same without spacing (\, \; \quad \hspace{1em} ~), sizes (\large, \displaystyle), colours
-(\textcolor{red}{5}), delimiter sizes (\left \bigl), labels of equations (\tag{1}), and without braces lost by it.
-Row breaks of matrices (\\) stay. Thin spaces between groups of three digits are thousands separators.
+In: text in ASCII LaTeX. Out: the same without spacing (\, \; \quad \hspace{1em} ~), sizes (\large, \displaystyle),
+colours (\textcolor{red}{5}), sizes of delimiters (\left \bigl) and labels of equations (\tag{1}). Row breaks of
+matrices (\\) stay. Thin spaces between groups of three digits are thousands separators.
 """
 
 import re

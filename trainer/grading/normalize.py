@@ -17,7 +17,8 @@ _TEXT_COMMAND = re.compile(
     r"\s*\{([^{}]*)\}"
 )
 _FONTS = (
-    "mathbf|mathit|mathsf|mathtt|mathnormal|mathcal|mathscr|mathfrak|boldsymbol|bm|pmb|emph|boxed|fbox|framebox|underline"
+    "mathbf|mathit|mathsf|mathtt|mathnormal|mathcal|mathscr|mathfrak|boldsymbol|bm|pmb|emph"
+    "|boxed|fbox|framebox|underline"
 )
 _FONT_COMMAND = re.compile(rf"\\(?:{_FONTS})\s*\{{([^{{}}]*)\}}")
 _LEFT_OPEN = re.compile(rf"\\(?:{_FONTS}|text|textbf|textit|textrm|mbox|mathrm)\s*(?=\{{)")  # with groups inside

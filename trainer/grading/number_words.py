@@ -1,7 +1,7 @@
 """English number words at the start of an answer -> digits: "twenty-one apples" -> "21 apples".
 
-In: plain text. Out: the text with its leading number in digits, or None if it starts with none. A number is said in full
-or not read at all: "two hundred and five", "minus three", "a dozen", "two thirds", "one and a half", "three point one
+In: plain text. Out: the text with its leading number in digits, or None if it starts with none. A number is read in
+full or not at all: "two hundred and five", "minus three", "a dozen", "two thirds", "one and a half", "three point one
 four"; "one twenty", "five two" and ordinals ("fifth") are no numbers.
 """
 
@@ -26,15 +26,13 @@ _RUN = re.compile(
     r"(?![A-Za-z])(?:\s*-\s*|\s+)?)+",
     re.IGNORECASE,
 )
-_AND_IN_A_NUMBER = re.compile(
-    rf"\b(hundred|thousand|million)\s+and\s+(?={'|'.join([*_UNITS, *_TENS])})", re.IGNORECASE
-)
+_AND_IN_A_NUMBER = re.compile(rf"\b(hundred|thousand|million)\s+and\s+(?={'|'.join([*_UNITS, *_TENS])})", re.IGNORECASE)
 _CONTINUES_A_NUMBER = frozenset([*_UNITS, *_TENS, *_SCALES, "hundred", "dozen", "and"])
 MAX_CHARS = 200
 
 
 def join_numbers(text: str) -> str:
-    """"two hundred and five" without the "and" that is no conjunction."""
+    """ "two hundred and five" without the "and" that is no conjunction."""
     return _AND_IN_A_NUMBER.sub(r"\1 ", text) if " and " in text else text
 
 

@@ -1,4 +1,4 @@
-r"""Polynomials with exact coefficients: what two algebraic answers are, whatever the order and the brackets they came in.
+r"""Polynomials with exact coefficients: the value of an algebraic answer, whatever its order and brackets.
 
 In: variables, sums, products and powers, from exact.py. Out: a Polynomial, or a Fraction where nothing but a number is
 left. The imaginary unit is the variable IMAGINARY, reduced by i^2 = -1, so that a + bi is a polynomial like any other.
@@ -80,11 +80,11 @@ class Polynomial:
         return _inverse(self) * other
 
     def __pow__(self, exponent: int) -> Fraction | Polynomial:
-        if not -MAX_DEGREE <= exponent <= MAX_DEGREE:
-            raise NotExact("power too large")
-        base, result = self if exponent >= 0 else _inverse(self), Fraction(1)
-        for _ in range(abs(exponent)):
-            result = base * result
+        power, result = self if exponent >= 0 else _inverse(self), Fraction(1)
+        for bit in reversed(bin(abs(exponent))[2:]):  # squares: their terms, degree and digits are bounded above
+            if bit == "1":
+                result = power * result
+            power = power * power
         return result
 
     def degree(self) -> int:

@@ -36,7 +36,9 @@ _NAME = re.compile(
     r"((?:[A-Za-z]|\\(?:alpha|beta|gamma|delta|theta|lambda|mu|phi|omega|sigma|rho|tau)(?![A-Za-z]))"
     r"(?:_\{?[A-Za-z0-9]{1,3}\}?)?'?\s?(?:\([A-Za-z]\))?)\s*(?:=|\\(?:in|approx)(?![A-Za-z]))\s*(.+)"
 )
-_TUPLE_NAME = re.compile(r"\(((?:\s*[A-Za-z](?:_\{?[A-Za-z0-9]{1,3}\}?)?\s*,)+\s*[A-Za-z](?:_\{?[A-Za-z0-9]\}?)?\s*)\)\s*=\s*(.+)")
+_TUPLE_NAME = re.compile(
+    r"\(((?:\s*[A-Za-z](?:_\{?[A-Za-z0-9]{1,3}\}?)?\s*,)+\s*[A-Za-z](?:_\{?[A-Za-z0-9]\}?)?\s*)\)\s*=\s*(.+)"
+)
 _SET_BUILDER = re.compile(r"([A-Za-z])(?:\s*\\in\s*\\reals)?\s*[|:]\s*(.+)")
 _RATIO = re.compile(rf"\s*(?::|{TEXT_OPEN}\s*to\s*{TEXT_CLOSE}|(?<=[0-9])\s+to\s+(?=[0-9]))\s*")
 _RATIO_TERM = re.compile(r"(?!0[0-9])[0-9][0-9.,/]*|[0-9]*\\(?:sqrt|frac)[0-9{}]+|[0-9]*[a-z]")

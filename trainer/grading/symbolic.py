@@ -53,7 +53,9 @@ def admissible(latex: str) -> bool:
     bare = _COMMAND.sub(" ", latex).replace("{matrix}", " ")
     if _LETTERS.search(bare) or re.search(rf"[0-9]{{{MAX_DIGITS},}}", bare):
         return False
-    if re.search(r"[0-9]\s+[0-9.]|[0-9)}]'|\.\.|[-+*/^_]\s*\Z", bare) or "!!" in bare.replace(" ", ""):  # latex2sympy reads "12 13" as 12 + 13
+    if re.search(r"[0-9]\s+[0-9.]|[0-9)}]'|\.\.|[-+*/^_]\s*\Z", bare) or "!!" in bare.replace(
+        " ", ""
+    ):  # latex2sympy reads "12 13" as 12 + 13
         return False
     depth = 0
     for character in latex:

@@ -1,6 +1,7 @@
 """The process that parses LaTeX with latex2sympy2_extended and compares with math-verify; started by symbolic.py alone.
 
-In: one JSON line [gold, answer, whether i is the imaginary unit] on stdin. Out: one JSON line true or false on stdout; first of all one line "ready".
+In: one JSON line [gold, answer, whether i is the imaginary unit] on stdin. Out: one JSON line true or false on stdout;
+first of all one line "ready".
 
 latex2sympy turns an ANTLR tree into SymPy calls, but hands every number to SymPy as a string, which sympify gives to
 parse_expr, that is, to eval. Here parse_expr is replaced by `parse_number`, which reads digits and nothing else. Behind

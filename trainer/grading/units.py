@@ -25,17 +25,18 @@ _FACTORS = {
     "dozen": 12, "hundred": 100, "thousand": 1000, "lakh": 10**5, "million": 10**6, "crore": 10**7, "billion": 10**9,
     "trillion": 10**12,
 }  # fmt: skip
-# Words that make a sentence of what follows the number, that negate it or scale it: then it is no quantity and its unit.
+# Words that make a sentence of what follows the number, that negate it or scale it: what is no quantity with its unit.
 _SENTENCE_WORDS = frozenset(
     """or and not than less more fewer to times minus plus over half quarter third if is are was but then by divided
-    through mod modulo no wrong incorrect because since so maybe squared cubed root never without except neither nor none
-    unless cannot false below under beneath underground negative opposite inverse reciprocal loss deficit debt least most
-    approximately about roughly factorial fold double twice triple thrice halves thirds fourths fifths sixths sevenths
-    eighths ninths tenths hundredths thousandths millionths tenth hundredth thousandth grand basis
+    through mod modulo no wrong incorrect because since so maybe squared cubed root never without except neither nor
+    none unless cannot false below under beneath underground negative opposite inverse reciprocal loss deficit debt
+    least most approximately about roughly factorial fold double twice triple thrice halves thirds fourths fifths sixths
+    sevenths eighths ninths tenths hundredths thousandths millionths tenth hundredth thousandth grand basis
     permille""".split()  # noqa: SIM905
 )
 _SPELLINGS = {
-    "deg": "degree", "usd": "dollar", "buck": "dollar", "eur": "euro", "gbp": "lb", "pct": "percent", "centimeter": "cm",
+    "deg": "degree", "usd": "dollar", "buck": "dollar", "eur": "euro", "gbp": "lb", "pct": "percent",
+    "centimeter": "cm",
     "centimetre": "cm", "millimeter": "mm", "millimetre": "mm", "kilometer": "km", "kilometre": "km", "meter": "m",
     "metre": "m", "inche": "in", "inch": "in", "foot": "ft", "feet": "ft", "yard": "yd", "mile": "mi", "hour": "h",
     "hr": "h", "minute": "min", "second": "s", "sec": "s", "gram": "g", "kilogram": "kg", "liter": "l", "litre": "l",
