@@ -61,6 +61,7 @@ def dial_points(series: list[Series], settings: dict[str, dict[str, Any]], *, se
         own = settings.get(one.run, {})
         if own and not own.get("early_exit"):
             limits.setdefault((models[one.run], one.method), set()).add(own["max_new_tokens"])
+    starts = {one["early_exit"]["min_tokens"] for one in settings.values() if one.get("early_exit")}
     points = []
     for one in series:
         own = settings.get(one.run)
@@ -69,7 +70,8 @@ def dial_points(series: list[Series], settings: dict[str, dict[str, Any]], *, se
         rule, method = own.get("early_exit"), title(one.method)
         if rule:
             window = f", mean of {rule['window']}" if rule["window"] else ""
-            sweep, setting = f"{method}, early exit{window}", float(rule["threshold"])
+            start = f", from token {rule['min_tokens']}" if len(starts) > 1 else ""
+            sweep, setting = f"{method}, early exit{window}{start}", float(rule["threshold"])
             name = f"{setting:g}"
         else:
             setting = float(own["max_new_tokens"])
