@@ -42,8 +42,9 @@ class BatchTeca:
         self.rule = rule
         self._teca = RunningTeca(len(prompts), device, capacity=limit)
         for row, prompt in enumerate(prompts):
-            closed = rule is not None and closed_by_prompt(rule, prompt)
-            self._teca.begin(row, temperature=temperature, rule=rule, closed=closed)
+            self._teca.begin(row, temperature=temperature, rule=rule)
+            if rule is not None and closed_by_prompt(rule, prompt):
+                self._teca.close(row)
         width = self._teca.tail_width
         self._tail = torch.full((len(prompts), width), _NO_TOKEN, dtype=torch.long, device=device)
 

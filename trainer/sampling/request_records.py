@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 
 KEPT = 1 << 16  # records that nobody has taken
 
+Tokens = Sequence[int] | Tensor
+
 
 @dataclass
 class Live:
@@ -33,8 +35,9 @@ class Live:
 
     row: int
     key: Key | None
-    prompt: Sequence[int]
-    tokens: list[int]  # the engine's own list, which grows; -1 stands for tokens it does not know yet
+    # (prompt, tokens) as the engine has them now: lists that grow, where -1 stands for tokens that it does not know
+    # yet, or copies to the host that are on their way.
+    text: Callable[[], tuple[Tokens, Tokens]]
     rule: EarlyExit | None
     length: int = 0  # places whose entropy is recorded
     taken: bool = False
@@ -42,23 +45,24 @@ class Live:
 
 @dataclass
 class _Record:
-    """A request that left the batch."""
+    """A request that left the batch, as it was then."""
 
-    prompt: Sequence[int]
-    tokens: list[int]
+    prompt: Tokens
+    tokens: Tokens
     entropies: Tensor  # (length,) on the host
     fired: Tensor | None
 
     @property
     def known(self) -> list[int]:
         """The tokens up to the first that the engine does not know."""
-        return self.tokens[: self.tokens.index(-1)] if -1 in self.tokens else self.tokens
+        tokens = _as_list(self.tokens)
+        return tokens[: tokens.index(-1)] if -1 in tokens else tokens
 
-    def continues_as(self, prompt: Sequence[int], tokens: list[int]) -> bool:
+    def continues_as(self, prompt: Tokens, tokens: list[int]) -> bool:
         known = self.known
-        return (
-            len(self.entropies) >= len(tokens) and known == tokens[: len(known)] and list(self.prompt) == list(prompt)
-        )
+        if len(self.entropies) < len(tokens) or known[: len(tokens)] != tokens[: len(known)]:
+            return False
+        return _as_list(self.prompt) == _as_list(prompt)
 
 
 class RequestRecords:
@@ -86,51 +90,67 @@ class RequestRecords:
     def admit(
         self,
         key: Key | None,
-        prompt: Sequence[int],
-        tokens: list[int],
+        text: Callable[[], tuple[Tokens, Tokens]],
         *,
         temperature: float,
         rule: EarlyExit | None,
-        closed: bool,
+        resumed: bool,
     ) -> Live:
-        """A request enters the batch, for the first time or again."""
-        request = Live(self._free.pop(), key, prompt, tokens, rule)
-        self.teca.begin(request.row, temperature=temperature, rule=rule, closed=closed)
-        if tokens:
-            record = self._pop(key, prompt, tokens)
-            if record is not None:
-                if self.teca.device.type != "cpu":
-                    torch.accelerator.synchronize(self.teca.device)  # its copy; requests seldom come back
-                fired = None if record.fired is None or record.fired < 0 else int(record.fired)
-                ends = None if rule is None or closed else closes_at(rule, tokens)
-                self.teca.restore(request.row, record.entropies[: len(tokens)], fired=fired, closed=ends)
-                request.length = len(tokens)
+        """A request enters the batch, for the first time or, `resumed`, again with the tokens it has."""
+        request = Live(self._free.pop(), key, text, rule)
+        self.teca.begin(request.row, temperature=temperature, rule=rule)
+        if resumed:
+            self._resume(request)
         self.live[request.row] = request
         return request
 
+    def _resume(self, request: Live) -> None:
+        """Give a request what the record with its tokens holds; waits for the device, which is rarely needed."""
+        prompt, tokens = request.text()
+        self._synchronise()
+        record = self._pop(request.key, prompt, tokens)
+        if record is None:
+            return
+        tokens = _as_list(tokens)
+        fired = None if record.fired is None or record.fired < 0 else int(record.fired)
+        closed = None if request.rule is None else closes_at(request.rule, tokens)
+        self.teca.restore(request.row, record.entropies[: len(tokens)], fired=fired, closed=closed)
+        request.length = len(tokens)
+
+    def _synchronise(self) -> None:
+        if self.teca.device.type != "cpu":
+            torch.accelerator.synchronize(self.teca.device)
+
     def leave(self, request: Live) -> None:
         """A request leaves the batch: finished, put off, or not scheduled."""
+        if not request.taken and request.length:
+            record = self._record(request)
+            if len(record.tokens):  # before its first token there is nothing that will not be computed again
+                self._keep(request.key, record)
         del self.live[request.row]
         self._free.append(request.row)
-        # Before its first token there is nothing that will not be computed again.
-        if not request.taken and request.tokens and request.length:
+
+    def snapshot(self, request: Live) -> None:
+        """Keep what a request has by now, for an engine that may have put it off without saying so."""
+        if request.length and not request.taken:
             self._keep(request.key, self._record(request))
 
     def take(self, keys: Sequence[Key]) -> list[list[tuple[list[int], bytes, int]]]:
         """The records of each key, which are then forgotten; see teca_requests.decoded."""
         wanted = set(keys)
-        for request in list(self.live.values()):  # the engine removes what finished only in its next step
-            if request.key in wanted and request.key is not None and request.tokens and not request.taken:
-                self._keep(request.key, self._record(request))
-                request.taken = True
-        if self.teca.device.type != "cpu":
-            torch.accelerator.synchronize(self.teca.device)
+        for request in self.live.values():  # the engine removes what finished only in its next step
+            if request.key is not None and request.key in wanted and request.length and not request.taken:
+                record = self._record(request)
+                if len(record.tokens):
+                    self._keep(request.key, record)
+                    request.taken = True
+        self._synchronise()
         return [[_portable(record) for record in self._pop_all(key)] for key in keys]
 
     def _record(self, request: Live) -> _Record:
-        teca, row, length = self.teca, request.row, request.length
-        fired = None if request.rule is None else teca.fired(row)
-        return _Record(request.prompt, request.tokens, teca.entropies(row, length), fired)
+        prompt, tokens = request.text()
+        fired = None if request.rule is None else self.teca.fired(request.row)
+        return _Record(prompt, tokens, self.teca.entropies(request.row, request.length), fired)
 
     def _keep(self, key: Key | None, record: _Record) -> None:
         if key is None:
@@ -143,21 +163,23 @@ class RequestRecords:
             log.warning("entropies of request %r are dropped: %d records were never taken", oldest, KEPT)
             self._pop_all(oldest)
 
-    def _candidates(self, key: Key | None) -> list[_Record] | deque[_Record]:
-        return self._without_key if key is None else self._by_key.get(key, [])
-
-    def _pop(self, key: Key | None, prompt: Sequence[int], tokens: list[int]) -> _Record | None:
-        candidates = self._candidates(key)
-        found = _the_same(candidates, tokens) or next((r for r in candidates if r.continues_as(prompt, tokens)), None)
+    def _pop(self, key: Key | None, prompt: Tokens, tokens: Tokens) -> _Record | None:
+        candidates = self._without_key if key is None else self._by_key.get(key, [])
+        # The engine hands over the very list again where it can; one to compare otherwise.
+        found = next((place for place, record in enumerate(candidates) if record.tokens is tokens), None)
+        if found is None:
+            wanted = _as_list(tokens)
+            places = (place for place, record in enumerate(candidates) if record.continues_as(prompt, wanted))
+            found = next(places, None)
         if found is None:
             return None
-        position = next(i for i, record in enumerate(candidates) if record is found)
-        del candidates[position]
+        record = candidates[found]
+        del candidates[found]
         if key is not None:
             self._kept -= 1
             if not candidates:
                 del self._by_key[key]
-        return found
+        return record
 
     def _pop_all(self, key: Key) -> list[_Record]:
         records = self._by_key.pop(key, [])
@@ -165,9 +187,8 @@ class RequestRecords:
         return records
 
 
-def _the_same(records: Iterator[_Record], tokens: list[int]) -> _Record | None:
-    """The record of the very list, which the engine hands over again where it can."""
-    return next((record for record in records if record.tokens is tokens), None)
+def _as_list(tokens: Tokens) -> list[int]:
+    return tokens.tolist() if isinstance(tokens, Tensor) else list(tokens)
 
 
 def _portable(record: _Record) -> tuple[list[int], bytes, int]:

@@ -44,13 +44,19 @@ class RunningTeca:
         self._rules: _Rules | None = None  # only once a response has a rule
 
     @torch.inference_mode()
-    def begin(self, row: int, *, temperature: float, rule: EarlyExit | None = None, closed: bool = False) -> None:
-        """A response begins in `row`. temperature 0 (the likeliest token): entropies at 1. closed: no exit for it."""
+    def begin(self, row: int, *, temperature: float, rule: EarlyExit | None = None) -> None:
+        """A response begins in `row`. temperature 0 (the likeliest token): entropies at 1."""
         self.temperature[row] = temperature or 1.0
         if rule is not None and self._rules is None:
             self._rules = _Rules(*self.entropy.shape, self.device)
         if self._rules is not None:
-            self._rules.begin(row, rule, closed)
+            self._rules.begin(row, rule)
+
+    @torch.inference_mode()
+    def close(self, row: int, where: Tensor | None = None) -> None:
+        """The prompt has ended the thinking of `row` already: no exit for it. where: () bool, or always."""
+        closed = self._rules.closed
+        closed[row] = 0 if where is None else torch.where(where, 0, closed[row])
 
     @torch.inference_mode()
     def restore(self, row: int, entropies: Tensor, *, fired: int | None, closed: int | None) -> None:
@@ -139,9 +145,9 @@ class _Rules:
         self.fired = torch.full((rows,), -1, dtype=torch.long, device=device)  # where the first forced token stands
         self.closed = torch.full((rows,), -1, dtype=torch.long, device=device)  # the first token after the closing ones
 
-    def begin(self, row: int, rule: EarlyExit | None, closed: bool) -> None:
+    def begin(self, row: int, rule: EarlyExit | None) -> None:
         self.fired[row] = -1
-        self.closed[row] = 0 if closed else -1
+        self.closed[row] = -1
         self.closing[row] = _NO_TOKEN
         if rule is None:
             self.threshold[row] = -1.0

@@ -100,14 +100,12 @@ class TecaProcessor(LogitsProcessor):
             rule = None  # no token of this model: vLLM has no way to refuse a request this late
         if key is None and rule is None:
             return
-        self.slots[slot] = self.records.admit(
-            key,
-            prompt,
-            tokens,
-            temperature=params.temperature,
-            rule=rule,
-            closed=rule is not None and closed_by_prompt(rule, prompt),
+        request = self.records.admit(
+            key, lambda: (prompt, tokens), temperature=params.temperature, rule=rule, resumed=bool(tokens)
         )
+        if rule is not None and closed_by_prompt(rule, prompt):
+            self.records.teca.close(request.row)
+        self.slots[slot] = request
 
     def apply(self, logits: Tensor) -> Tensor:
         count = len(logits)
@@ -120,9 +118,10 @@ class TecaProcessor(LogitsProcessor):
             if request is None:
                 table.append([self.records.nobody, 0] + [NO_TOKEN] * width)
                 continue
-            place = len(request.tokens)
+            _, tokens = request.text()
+            place = len(tokens)
             request.length = place + 1
-            last = request.tokens[-width:] if width else []
+            last = tokens[-width:] if width else []
             table.append([request.row, place] + [NO_TOKEN] * (width - len(last)) + last)
         teca.make_room(1 + max(row[1] for row in table))
         numbers = torch.tensor(table, pin_memory=self.pin and self.device.type != "cpu")
@@ -174,10 +173,9 @@ class TecaWorker:
     def take_entropies(self, keys: list[Key]) -> list:
         """See request_records.RequestRecords.take; nothing on ranks that draw no tokens."""
         runner = self.model_runner
-        if hasattr(runner, "input_batch"):
+        processors = getattr(getattr(runner, "sampler", None), "logits_processors", None)  # the second model runner's
+        if processors is None:
             processors = runner.input_batch.logitsprocs.all
-        else:  # the V2 model runner
-            processors = runner.sampler.logits_processors
         for processor in processors:
             if hasattr(processor, "take"):
                 return processor.take(keys)
