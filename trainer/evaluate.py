@@ -31,7 +31,12 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         epilog="A run that ended in any way is continued by the same command.",
     )
     model = parser.add_argument_group("model")
-    model.add_argument("--model", required=True, help="directory or hub name of a causal language model")
+    model.add_argument(
+        "--model",
+        "--model_name_or_path",
+        required=True,
+        help="directory or hub name of a causal language model, a .gguf file, or smollm2 (a real one that pip brings)",
+    )
     model.add_argument("--revision", help="revision of a hub name")
     model.add_argument("--adapter", help="PEFT adapter (directory or hub name) on top of it")
     model.add_argument("--dtype", choices=DTYPES, default="auto", help="auto: as the checkpoint was saved (default)")

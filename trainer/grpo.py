@@ -85,13 +85,14 @@ def train(run: arguments.RunArguments, config, model_config, command: str) -> in
     from trainer.rewards import reward_function
     from trainer.sampling.rollout import rollout
     from trainer.training.checkpoints import resolve_resume
-    from trainer.training.policy import load_policy, load_policy_tokenizer
+    from trainer.training.policy import find_weights, load_policy, load_policy_tokenizer
     from trainer.training.run import build, carry_out
 
     try:
         resume = resolve_resume(config.resume_from_checkpoint, config.output_dir)
     except ValueError as error:
         raise arguments.ConfigError(str(error)) from error
+    find_weights(model_config, config, run.cache_dir)
     tokenizer = load_policy_tokenizer(model_config, config)
     dataset = _problems(run, config, tokenizer)
     embedded = run.sampler == "embedded" or (

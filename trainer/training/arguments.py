@@ -345,10 +345,12 @@ def check(run: RunArguments, config, model) -> None:
         raise ConfigError(f"dataset {TINY}: the embedded experiment runs in one process, not in {config.world_size}")
     if run.dataset != TINY:
         if name is None or name == TINY:
-            raise ConfigError(f"dataset {run.dataset} needs model_name_or_path (a directory, a hub id or {TINY_BYTES})")
+            raise ConfigError(
+                f"dataset {run.dataset} needs model_name_or_path (a directory, a hub id, a .gguf file, smollm2 or {TINY_BYTES})"
+            )
         if run.controls:
             raise ConfigError(f"controls are for the embedded experiment (dataset {TINY}), not for {run.dataset}")
-        if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
+        if name.startswith((".", "/", "~")) and not name.endswith(".gguf") and not Path(name).expanduser().is_dir():
             raise ConfigError(f"model_name_or_path: no directory {name}")
         if run.data_dir is not None and not Path(run.data_dir).expanduser().is_dir():
             raise ConfigError(f"data_dir: no directory {run.data_dir}")
