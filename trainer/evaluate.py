@@ -65,9 +65,13 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     what.add_argument("--limit", type=int, help="only the first LIMIT problems of each benchmark")
     what.add_argument("--samples", type=int, default=1, help="responses per problem (default: 1)")
     what.add_argument(
-        "--system_prompt",
-        help="instead of the method's (cod and ccot keep theirs); an empty one leaves the system turn out",
+        "--prompt",
+        help="how thinking and no_thinking ask: a YAML or JSON file with system_prompt, instruction and worked "
+        "examples, the name of a packaged one, or a run's directory (default: what the policy was trained on, where "
+        "that is known)",
     )
+    what.add_argument("--system_prompt", help="in its place; an empty one leaves the system turn out")
+    what.add_argument("--instruction", help="appended to every question; an empty one leaves it out")
     what.add_argument(
         "--score", metavar="FILE", help="score the responses in this jsonl file instead of generating any"
     )

@@ -1,4 +1,4 @@
-"""Problems in plain English at the level of a small language model, made on the spot: sums, differences, products, stories.
+"""Problems in plain English for small language models, made on the spot: sums, differences, products, stories.
 
 problems.py   families, templates, what is held out
 """

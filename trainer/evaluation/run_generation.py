@@ -20,7 +20,7 @@ from trainer.evaluation.answers import make_record
 from trainer.evaluation.benchmarks import BenchmarkProblem, load_benchmark
 from trainer.evaluation.loading import ModelSource
 from trainer.evaluation.progress import Progress
-from trainer.evaluation.prompts import encode_prompt, render
+from trainer.evaluation.prompts import encode_prompt, prompt_to_ask, render
 from trainer.evaluation.requests import Engine, Request, Sampling, request_seed
 from trainer.models.names import resolve
 from trainer.records.record_files import RecordWriter, record_path
@@ -83,7 +83,8 @@ def generate(arguments: argparse.Namespace) -> None:
         repetition_penalty=arguments.repetition_penalty,
         max_new_tokens=arguments.max_new_tokens,
     )
-    chosen = methods(names(arguments.methods, "--methods"), arguments.system_prompt)
+    asked = prompt_to_ask(arguments)
+    chosen = methods(names(arguments.methods, "--methods"), asked)
     if arguments.engine == "vllm":
         loading.require_vllm()
     model = resolve(arguments.model)  # smollm2 and GGUF files become directories
@@ -130,8 +131,8 @@ def generate(arguments: argparse.Namespace) -> None:
         "seed": arguments.seed,
         "samples": arguments.samples,
         "limit": arguments.limit,
-        "system_prompt": arguments.system_prompt,
         "early_exit": early_exit and {**dataclasses.asdict(early_exit), "text": arguments.early_exit_text},
+        "prompt": None if asked is None else asked.described(),
     }
     claim_directory(arguments.output, settings, source.device)
 

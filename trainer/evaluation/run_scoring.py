@@ -8,6 +8,7 @@ from trainer.catalogue.methods import methods
 from trainer.evaluation import loading
 from trainer.evaluation.loading import ModelSource
 from trainer.evaluation.progress import Progress
+from trainer.evaluation.prompts import prompt_to_ask
 from trainer.evaluation.requests import Sampling
 from trainer.evaluation.scoring import Scorer
 from trainer.evaluation.scoring_input import ScoringRow, read_scoring_input
@@ -24,7 +25,8 @@ def score(arguments: argparse.Namespace) -> None:
     temperature = Sampling(temperature=arguments.temperature).entropy_temperature
     model = resolve(arguments.model)  # smollm2 and GGUF files become directories
     loading.check_source(model, arguments.adapter)
-    (method,) = methods([arguments.methods], arguments.system_prompt).values()
+    asked = prompt_to_ask(arguments)
+    (method,) = methods([arguments.methods], asked).values()
     config = loading.load_config(model, arguments.revision)
     tokenizer = loading.load_tokenizer(model, arguments.revision)
     source = ModelSource(
@@ -42,7 +44,7 @@ def score(arguments: argparse.Namespace) -> None:
         "scored_file": file_sha256(arguments.score)[:SHORT],
         "temperature": arguments.temperature,
         "entropy_temperature": temperature,
-        "system_prompt": arguments.system_prompt,
+        "prompt": None if asked is None else asked.described(),
         "prompt_method": arguments.methods,
     }
     claim_directory(arguments.output, settings, source.device)

@@ -59,9 +59,7 @@ def converted(path: str | Path, cache_dir: str | Path | None = None) -> Path:
         with staged_directory(target) as staging:
             _convert(path, staging)
             weights = {file.name: file_sha256(file) for file in sorted(staging.glob("*.safetensors"))}
-            write_json(
-                staging / CONVERSION_FILE, {"gguf": path.name, "gguf_sha256": sha256, "weights_sha256": weights}
-            )
+            write_json(staging / CONVERSION_FILE, {"gguf": path.name, "gguf_sha256": sha256, "weights_sha256": weights})
     except FileExistsError:
         if not _is_whole(target):
             raise  # else another process was faster: its directory is as good

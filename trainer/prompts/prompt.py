@@ -13,7 +13,6 @@ that a policy is asked what it was trained on. Before-and-after on another promp
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -80,7 +79,9 @@ def read_prompt(wanted: str | Path) -> Prompt:
     if not path.is_file():
         path = PACKAGED / f"{wanted}.yaml"
         if str(wanted) != Path(wanted).name or not path.is_file():
-            raise ValueError(f"prompt: no file {wanted}, and no packaged one of that name ({', '.join(packaged_names())})")
+            raise ValueError(
+                f"prompt: no file {wanted}, and no packaged one of that name ({', '.join(packaged_names())})"
+            )
     return _read_file(path)
 
 

@@ -14,7 +14,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from trainer.catalogue.data_sets import DATA_SETS, EMBEDDED
+from trainer.catalogue.data_sets import DATA_SETS, EMBEDDED, MADE
 from trainer.catalogue.rewards import REWARDS, check_name, find
 from trainer.tiny.problems import DESIGNS
 
@@ -41,7 +41,7 @@ class RunArguments:
     dataset: str = field(
         default=TINY,
         metadata=about(
-            f"Training data: {TINY} (the embedded word problems), {', '.join(DATA_SETS)}, a json, jsonl or parquet "
+            f"Training data: {TINY} (the embedded word problems), {', '.join((*MADE, *DATA_SETS))}, a json, jsonl or parquet "
             "file, or a hub id."
         ),
     )
@@ -63,6 +63,20 @@ class RunArguments:
     )
     answer_column: str | None = field(
         default=None, metadata=about("Column with the reference answer, where it is not found by itself.")
+    )
+    prompt: str | None = field(
+        default=None,
+        metadata=about(
+            "How questions are put: a YAML or JSON file with system_prompt, instruction and worked examples, the name "
+            "of a packaged one, or the directory of a run (default: the instruction to reason and to box the answer)."
+        ),
+    )
+    system_prompt: str | None = field(
+        default=None, metadata=about("System turn, in place of the prompt's; an empty one leaves it out.")
+    )
+    instruction: str | None = field(
+        default=None,
+        metadata=about("Appended to every question, in place of the prompt's; an empty one leaves it out."),
     )
     max_samples: int | None = field(default=None, metadata=about("Use only the first so many problems."))
     max_prompt_length: int | None = field(
