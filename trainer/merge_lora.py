@@ -32,6 +32,7 @@ from trainer.merging.adapter import AdapterFiles, find_adapter
 from trainer.merging.merge import attach, merge
 from trainer.merging.verify import agreement, checksums, logits_of, require_same_from_disk, token_sequences
 from trainer.models.names import resolve
+from trainer.prompts.prompt import prompt_of, write_prompt
 from trainer.records.directories import labelled_directories
 from trainer.storage.atomic import require_free, staged_directory
 from trainer.storage.fingerprint import model_fingerprint
@@ -208,6 +209,8 @@ def _copy_files(model: str, revision: str | None, adapter: AdapterFiles, target:
             source = _file_of(model, revision, name)
         if source:
             shutil.copyfile(source, target / name)
+    if prompt := prompt_of(adapter.directory):
+        write_prompt(target, prompt)  # the merged policy is asked as it was trained
     if generation := _file_of(model, revision, "generation_config.json"):
         shutil.copyfile(generation, target / "generation_config.json")
 

@@ -41,8 +41,8 @@ def prompt_to_ask(arguments: argparse.Namespace) -> Prompt | None:
 def render(tokenizer: PreTrainedTokenizerBase, question: str, method: Method) -> str:
     """The prompt, up to where the response begins.
 
-    With a chat template: the prompt's turns, the system's text in the first user turn where the template knows no system
-    role. Without one: the system prompt, then "Question: ..." and "Answer: ..." of the examples and of the question.
+    With a chat template: the prompt's turns (the system's text in the first user turn where a template knows no system
+    role). Without one: the system prompt, then "Question: ..." and "Answer: ..." of the examples and of the question.
     """
     messages = method.prompt.messages(question)
     if not tokenizer.chat_template:

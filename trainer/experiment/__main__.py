@@ -2,8 +2,9 @@
 
 In: a recipe of trainer.grpo whose data set has a held-out split.  Out, in --output:
 
-    runs/REWARD-seedS/         the training runs           evaluation/POLICY/   every held-out response with its entropies
-    results.json               settings, commands, numbers per policy           table.md   the same as a table
+    runs/REWARD-seedS/         the training runs
+    evaluation/POLICY/         every held-out response with its entropies
+    results.json, table.md     settings, commands, and numbers per policy; the same as a table
     figures/                   TECA over the response, lengths, training curves
     responses.md               three responses before and after, to be read
 
@@ -12,8 +13,8 @@ In: a recipe of trainer.grpo whose data set has a held-out split.  Out, in --out
     python -m trainer.experiment --quick                       # the same path in minutes; its numbers mean nothing
     python -m trainer.experiment --list                        # the commands, and which of them ended
 
-Every stage is a command of the project's own (stages.py) and goes on where it was interrupted; so does this one. The table
-is written anew after every stage, from what is there.
+Every stage is a command of the project's own (stages.py) and goes on where it was interrupted; so does this one. The
+table is written anew after every stage, from what is there.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Three responses before and after training, for a person to read.
 
-In: the records of two policies.  Out: markdown: the question, then what each policy answered to it, with its length, its
-TECA and whether it is right.
+In: the records of two policies.  Out: markdown: the question, then what each policy answered to it, with its length,
+its TECA and whether it is right.
 
 The problems are those whose responses before training are the shortest, the median and the longest among those that
 were right: chosen by a rule and not by hand. Where fewer than three were right, among all.

@@ -1,6 +1,6 @@
 """An experiment as a list of the project's own commands, each of which goes on where it was interrupted.
 
-In: a recipe and what to compare.  Out: stages: a name, the command of the README that it is, and how to see that it ended.
+In: a recipe and what to compare.  Out: stages: a name, the command that it is, and whether it has ended.
 
     before              trainer.evaluate on the start model, asked as training will ask
     REWARD-seedS        trainer.grpo with this reward and seed, from that model

@@ -2,8 +2,8 @@
 
 In: a record of an evaluation.  Out: tokens and nats before and after that point.
 
-A mean over tokens is moved by certain tokens, a total is not, and neither sees whether a token comes before the answer is
-known or after. This splits both at the token that completes the first appearance of the right number as a number of
+A mean over tokens is moved by certain tokens, a total is not, and neither sees whether a token comes before the answer
+is known or after. This splits both at the token that completes the first appearance of the right number as a number of
 its own (the 12 of "12", not of "112"). It says where there is something to save: tokens after it are repetition,
 checking, or talking oneself out of the answer.
 """

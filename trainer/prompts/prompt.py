@@ -8,7 +8,7 @@ In: a YAML or JSON file with these keys (all optional; examples a list of {quest
 one, or the directory of a run.  Out: the messages of a question.
 
 A run writes its prompt to RUN/prompt.json and beside its final model, a merge keeps it; evaluation reads it there, so
-that a policy is asked what it was trained on. Before-and-after on another prompt compares two prompts, not two policies.
+that a policy is asked as it was trained. Before-and-after on another prompt compares two prompts, not two policies.
 """
 
 from __future__ import annotations

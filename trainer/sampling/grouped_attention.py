@@ -5,12 +5,12 @@ In: a causal LM of transformers whose attention is "sdpa".  Out: the same model,
     softmax(Q_h K_g^T / sqrt(d) + mask) V_g,     query head h reads key/value head g = floor(h / (H / G))
 
 and K, V (B, G, L, d) read where they lie. transformers hands groups to torch only where there is no mask, because on a
-GPU a mask sends them to a slow kernel; so with a padded batch every layer of every step first writes H / G copies of the
-whole cache. On a CPU torch's kernel takes groups and mask together, and gives the same bits. Attention of one step,
-32 rows, 9 heads over 3, d 64, 400 tokens, one thread: bfloat16 6.7 -> 1.0 ms, float32 15 -> 1.7 ms.
+GPU a mask sends them to a slow kernel; so with a padded batch every layer of every step first writes H / G copies of
+the whole cache. On a CPU torch's kernel takes groups and mask together, and gives the same bits. Attention of one
+step, 32 rows, 9 heads over 3, d 64, 400 tokens, one thread: bfloat16 6.7 -> 1.0 ms, float32 15 -> 1.7 ms.
 
-Registered by transformers' own AttentionInterface, beside a mask function of the same name (without one no mask would be
-made). The name is set for the block only: a configuration that is saved names an implementation everyone has.
+Registered by transformers' own AttentionInterface, beside a mask function of the same name (without one no mask would
+be made). The name is set for the block only: a configuration that is saved names an implementation everyone has.
 """
 
 from __future__ import annotations

@@ -41,8 +41,8 @@ class RunArguments:
     dataset: str = field(
         default=TINY,
         metadata=about(
-            f"Training data: {TINY} (the embedded word problems), {', '.join((*MADE, *DATA_SETS))}, a json, jsonl or parquet "
-            "file, or a hub id."
+            f"Training data: {TINY} (the embedded word problems), {', '.join((*MADE, *DATA_SETS))}, a json, jsonl or "
+            "parquet file, or a hub id."
         ),
     )
     data_dir: str | None = field(
@@ -360,7 +360,8 @@ def check(run: RunArguments, config, model) -> None:
     if run.dataset != TINY:
         if name is None or name == TINY:
             raise ConfigError(
-                f"dataset {run.dataset} needs model_name_or_path (a directory, a hub id, a .gguf file, smollm2 or {TINY_BYTES})"
+                f"dataset {run.dataset} needs model_name_or_path (a directory, a hub id, a .gguf file, smollm2 or "
+                f"{TINY_BYTES})"
             )
         if run.controls:
             raise ConfigError(f"controls are for the embedded experiment (dataset {TINY}), not for {run.dataset}")
