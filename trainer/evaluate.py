@@ -31,7 +31,12 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         epilog="A run that ended in any way is continued by the same command.",
     )
     model = parser.add_argument_group("model")
-    model.add_argument("--model", required=True, help="directory or hub name of a causal language model")
+    model.add_argument(
+        "--model",
+        "--model_name_or_path",
+        required=True,
+        help="directory or hub name of a causal language model, a .gguf file, or smollm2 (a real one that pip brings)",
+    )
     model.add_argument("--revision", help="revision of a hub name")
     model.add_argument("--adapter", help="PEFT adapter (directory or hub name) on top of it")
     model.add_argument("--dtype", choices=DTYPES, default="auto", help="auto: as the checkpoint was saved (default)")
@@ -60,9 +65,13 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     what.add_argument("--limit", type=int, help="only the first LIMIT problems of each benchmark")
     what.add_argument("--samples", type=int, default=1, help="responses per problem (default: 1)")
     what.add_argument(
-        "--system_prompt",
-        help="instead of the method's (cod and ccot keep theirs); an empty one leaves the system turn out",
+        "--prompt",
+        help="how thinking and no_thinking ask: a YAML or JSON file with system_prompt, instruction and worked "
+        "examples, the name of a packaged one, or a run's directory (default: what the policy was trained on, where "
+        "that is known)",
     )
+    what.add_argument("--system_prompt", help="in its place; an empty one leaves the system turn out")
+    what.add_argument("--instruction", help="appended to every question; an empty one leaves it out")
     what.add_argument(
         "--score", metavar="FILE", help="score the responses in this jsonl file instead of generating any"
     )

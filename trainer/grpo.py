@@ -51,7 +51,19 @@ def _quiet(config) -> None:
         transformers.utils.logging.set_verbosity_error()
 
 
-def _problems(run: arguments.RunArguments, config, tokenizer):
+def prompt_of_run(run: arguments.RunArguments):
+    """How this run puts its questions. Raises ConfigError."""
+    from trainer.datasets import BOXED_INSTRUCTION
+    from trainer.prompts.prompt import Prompt, read_prompt
+
+    try:
+        prompt = Prompt(instruction=BOXED_INSTRUCTION) if run.prompt is None else read_prompt(run.prompt)
+    except ValueError as error:
+        raise arguments.ConfigError(str(error)) from error
+    return prompt.with_parts(system_prompt=run.system_prompt, instruction=run.instruction)
+
+
+def _problems(run: arguments.RunArguments, config, tokenizer, prompt):
     """The training problems, without those whose prompt is too long. Raises ConfigError."""
     from trainer.datasets import DataError, filter_by_length, load_problems
 
@@ -65,6 +77,7 @@ def _problems(run: arguments.RunArguments, config, tokenizer):
             config=run.dataset_config,
             question_column=run.question_column,
             answer_column=run.answer_column,
+            prompt=prompt,
             max_samples=run.max_samples,
         )
         if run.max_prompt_length is not None:
@@ -85,15 +98,18 @@ def train(run: arguments.RunArguments, config, model_config, command: str) -> in
     from trainer.rewards import reward_function
     from trainer.sampling.rollout import rollout
     from trainer.training.checkpoints import resolve_resume
-    from trainer.training.policy import load_policy, load_policy_tokenizer
-    from trainer.training.run import build, carry_out
+    from trainer.training.policy import find_weights, load_policy, load_policy_tokenizer
+    from trainer.training.run import build, carry_out, keep_prompt
 
     try:
         resume = resolve_resume(config.resume_from_checkpoint, config.output_dir)
     except ValueError as error:
         raise arguments.ConfigError(str(error)) from error
+    find_weights(model_config, config, run.cache_dir)
     tokenizer = load_policy_tokenizer(model_config, config)
-    dataset = _problems(run, config, tokenizer)
+    prompt = prompt_of_run(run)
+    dataset = _problems(run, config, tokenizer, prompt)
+    keep_prompt(config, prompt, is_resumed=resume is not None)
     embedded = run.sampler == "embedded" or (
         run.sampler == "auto"
         and model_config.model_name_or_path == arguments.TINY_BYTES

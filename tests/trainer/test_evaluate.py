@@ -165,7 +165,7 @@ def test_a_batch_of_which_a_part_is_there_is_completed_with_the_same_responses(b
         (("--samples", 2), "samples was 1, now 2"),
         (("--limit", 1), "limit was None, now 1"),
         (("--dtype", "bfloat16"), "dtype was 'float32', now 'bfloat16'"),
-        (("--system_prompt", ""), "system_prompt was None, now ''"),
+        (("--system_prompt", ""), "prompt was None, now {'system_prompt': None, 'instruction': None, 'examples': []}"),
     ],
 )
 def test_a_changed_setting_is_refused_by_name(byte_model, files, tmp_path, capsys, changed, named):

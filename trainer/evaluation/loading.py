@@ -30,7 +30,7 @@ class ModelSource:
     """Where a model comes from.
 
     Args:
-        model: name on the hub or path of a directory.
+        model: name on the hub or path of a directory (trainer.models has made one of a GGUF file).
         revision: of a name on the hub, or None.
         adapter: path or name of a PEFT adapter, or None.
         dtype: "float32", "bfloat16" or "float16".
@@ -174,16 +174,18 @@ def check_positions(longest_prompt: int, where: str, sampling: Sampling, config:
         )
 
 
-def model_settings(arguments: argparse.Namespace, dtype: str, config: PretrainedConfig) -> dict[str, str | None]:
-    """What settings.json says about the model."""
+def model_settings(
+    arguments: argparse.Namespace, source: ModelSource, config: PretrainedConfig
+) -> dict[str, str | None]:
+    """What settings.json says about the model: its name as it was given, its weights by a hash."""
     return {
         "model": arguments.model,
         "revision": arguments.revision,
         "model_commit": getattr(
             config, "_commit_hash", None
         ),  # of a name on the hub: what the revision was at the time
-        "model_fingerprint": model_fingerprint(arguments.model),
+        "model_fingerprint": model_fingerprint(source.model),
         "adapter": arguments.adapter,
         "adapter_fingerprint": model_fingerprint(arguments.adapter) if arguments.adapter else None,
-        "dtype": dtype,
+        "dtype": source.dtype,
     }

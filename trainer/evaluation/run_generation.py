@@ -20,8 +20,9 @@ from trainer.evaluation.answers import make_record
 from trainer.evaluation.benchmarks import BenchmarkProblem, load_benchmark
 from trainer.evaluation.loading import ModelSource
 from trainer.evaluation.progress import Progress
-from trainer.evaluation.prompts import encode_prompt, render
+from trainer.evaluation.prompts import encode_prompt, prompt_to_ask, render
 from trainer.evaluation.requests import Engine, Request, Sampling, request_seed
+from trainer.models.names import resolve
 from trainer.records.record_files import RecordWriter, record_path
 from trainer.records.settings import claim_directory
 from trainer.sampling.early_exit import EarlyExit, make_rule
@@ -82,10 +83,12 @@ def generate(arguments: argparse.Namespace) -> None:
         repetition_penalty=arguments.repetition_penalty,
         max_new_tokens=arguments.max_new_tokens,
     )
-    chosen = methods(names(arguments.methods, "--methods"), arguments.system_prompt)
+    asked = prompt_to_ask(arguments)
+    chosen = methods(names(arguments.methods, "--methods"), asked)
     if arguments.engine == "vllm":
         loading.require_vllm()
-    loading.check_source(arguments.model, arguments.adapter)
+    model = resolve(arguments.model)  # smollm2 and GGUF files become directories
+    loading.check_source(model, arguments.adapter)
     paths = data_paths(arguments.data)
     benchmarks = {
         name: load_benchmark(name, paths.pop(name, None), arguments.data_dir, arguments.limit)
@@ -96,8 +99,8 @@ def generate(arguments: argparse.Namespace) -> None:
     for benchmark in benchmarks:
         record_path(arguments.output, benchmark, "thinking")  # a name that cannot be a file's
 
-    config = loading.load_config(arguments.model, arguments.revision)
-    tokenizer = loading.load_tokenizer(arguments.model, arguments.revision)
+    config = loading.load_config(model, arguments.revision)
+    tokenizer = loading.load_tokenizer(model, arguments.revision)
     warn_about_template(tokenizer, chosen)
     early_exit = early_exit_rule(arguments, tokenizer)
     work = list(prepare_work(tokenizer, benchmarks, chosen))
@@ -108,7 +111,7 @@ def generate(arguments: argparse.Namespace) -> None:
     )
     loading.check_positions(longest, where, sampling, config)
     source = ModelSource(
-        arguments.model,
+        model,
         arguments.revision,
         arguments.adapter,
         loading.resolve_dtype(arguments.dtype, config),
@@ -116,7 +119,7 @@ def generate(arguments: argparse.Namespace) -> None:
     )
     settings = {
         "mode": "generate",
-        **loading.model_settings(arguments, source.dtype, config),
+        **loading.model_settings(arguments, source, config),
         "engine": arguments.engine,
         "temperature": sampling.temperature,
         "entropy_temperature": sampling.entropy_temperature,
@@ -128,8 +131,8 @@ def generate(arguments: argparse.Namespace) -> None:
         "seed": arguments.seed,
         "samples": arguments.samples,
         "limit": arguments.limit,
-        "system_prompt": arguments.system_prompt,
         "early_exit": early_exit and {**dataclasses.asdict(early_exit), "text": arguments.early_exit_text},
+        "prompt": None if asked is None else asked.described(),
     }
     claim_directory(arguments.output, settings, source.device)
 

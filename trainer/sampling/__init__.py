@@ -1,6 +1,7 @@
 """Drawing completions from a policy.
 
 decode.py              prefill and decoding with a key/value cache that drops finished rows; the caller draws
+grouped_attention.py   a CPU's attention, without copies of keys and values
 rollout.py             plain temperature sampling for training, as TRL's rollout_func
 early_exit.py          the rule that ends a response's thinking when its running TECA says that it has decided
 running_teca.py        entropies and the rule of many responses, in tensors on the engine's device

@@ -14,7 +14,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from trainer.catalogue.data_sets import DATA_SETS, EMBEDDED
+from trainer.catalogue.data_sets import DATA_SETS, EMBEDDED, MADE
 from trainer.catalogue.rewards import REWARDS, check_name, find
 from trainer.tiny.problems import DESIGNS
 
@@ -41,8 +41,8 @@ class RunArguments:
     dataset: str = field(
         default=TINY,
         metadata=about(
-            f"Training data: {TINY} (the embedded word problems), {', '.join(DATA_SETS)}, a json, jsonl or parquet "
-            "file, or a hub id."
+            f"Training data: {TINY} (the embedded word problems), {', '.join((*MADE, *DATA_SETS))}, a json, jsonl or "
+            "parquet file, or a hub id."
         ),
     )
     data_dir: str | None = field(
@@ -63,6 +63,20 @@ class RunArguments:
     )
     answer_column: str | None = field(
         default=None, metadata=about("Column with the reference answer, where it is not found by itself.")
+    )
+    prompt: str | None = field(
+        default=None,
+        metadata=about(
+            "How questions are put: a YAML or JSON file with system_prompt, instruction and worked examples, the name "
+            "of a packaged one, or the directory of a run (default: the instruction to reason and to box the answer)."
+        ),
+    )
+    system_prompt: str | None = field(
+        default=None, metadata=about("System turn, in place of the prompt's; an empty one leaves it out.")
+    )
+    instruction: str | None = field(
+        default=None,
+        metadata=about("Appended to every question, in place of the prompt's; an empty one leaves it out."),
     )
     max_samples: int | None = field(default=None, metadata=about("Use only the first so many problems."))
     max_prompt_length: int | None = field(
@@ -345,10 +359,13 @@ def check(run: RunArguments, config, model) -> None:
         raise ConfigError(f"dataset {TINY}: the embedded experiment runs in one process, not in {config.world_size}")
     if run.dataset != TINY:
         if name is None or name == TINY:
-            raise ConfigError(f"dataset {run.dataset} needs model_name_or_path (a directory, a hub id or {TINY_BYTES})")
+            raise ConfigError(
+                f"dataset {run.dataset} needs model_name_or_path (a directory, a hub id, a .gguf file, smollm2 or "
+                f"{TINY_BYTES})"
+            )
         if run.controls:
             raise ConfigError(f"controls are for the embedded experiment (dataset {TINY}), not for {run.dataset}")
-        if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
+        if name.startswith((".", "/", "~")) and not name.endswith(".gguf") and not Path(name).expanduser().is_dir():
             raise ConfigError(f"model_name_or_path: no directory {name}")
         if run.data_dir is not None and not Path(run.data_dir).expanduser().is_dir():
             raise ConfigError(f"data_dir: no directory {run.data_dir}")

@@ -12,6 +12,7 @@ import warnings
 from pathlib import Path
 
 from trainer.cer_trainer import CERTrainer
+from trainer.prompts.prompt import Prompt, prompt_of, write_prompt
 from trainer.sampling.early_exit import EarlyExit, make_rule
 from trainer.training import survival
 from trainer.training.arguments import ConfigError, RunArguments
@@ -69,11 +70,24 @@ def _early_exit(run: RunArguments, config, tokenizer) -> EarlyExit | None:
         raise ConfigError(str(error)) from error
 
 
+def keep_prompt(config, prompt: Prompt, *, is_resumed: bool) -> None:
+    """Write the run's prompt into its output directory. Raises ConfigError where a resumed run had another one."""
+    had = prompt_of(config.output_dir) if is_resumed else None
+    if had is not None and had != prompt:
+        raise ConfigError(f"the run in {config.output_dir} was started on another prompt: {had.described()}")
+    if config.should_save:
+        write_prompt(config.output_dir, prompt)
+
+
 def carry_out(trainer: GRPORun, *, resume_from_checkpoint: Path | None, command: str) -> int:
     """Trains to the end; saves the model there. The exit code: 0, or what trainer/training/survival.py says."""
     if trainer.args.should_save:
         remove_leftovers(trainer.args.output_dir)
     code = survival.train(trainer, resume_from_checkpoint=resume_from_checkpoint, command=command)
     if code == 0:
-        trainer.save_model(str(Path(trainer.args.output_dir) / "final"))
+        final = Path(trainer.args.output_dir) / "final"
+        trainer.save_model(str(final))
+        prompt = prompt_of(trainer.args.output_dir)
+        if prompt is not None and trainer.args.should_save:
+            write_prompt(final, prompt)  # a copied policy still knows how it was asked
     return code
