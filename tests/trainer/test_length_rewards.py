@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from trainer.rewards.decided import answer_stated_at, decided_reward, tokens_after_answer
+from trainer.rewards.decided import decided_at, decided_reward, tokens_after_answer
 from trainer.rewards.length import (
     conciser_reward,
     dapo_reward,
@@ -108,14 +108,17 @@ def test_lengths_are_asked_for(reward):
         ("First 9 comes out. No: it gives her 8. \\boxed{8}", "First 9 comes out. No: it gives her 8"),
         ("It is 18.5, then 18. \\boxed{18}", "It is 18.5, then 18. \\boxed{18"),
         ("\\boxed{7}", "\\boxed{7"),
+        # one check that computes something new is free, a second and any repetition are not
+        ("7 + 1 = 8 . check : 9 - 1 = 8 . check : 4 + 4 = 8 . \\boxed{8}", "7 + 1 = 8 . check : 9 - 1 = 8"),
+        ("7 + 1 = 8 . so 7 + 1 = 8 . check : 9 - 1 = 8 . 8", "7 + 1 = 8 . so 7 + 1 = 8 . check : 9 - 1 = 8"),
     ],
 )
-def test_where_the_answer_stands_first(text, stated):
-    assert text[: answer_stated_at(text)] == stated
+def test_where_the_answer_stands_for_good(text, stated):
+    assert text[: decided_at(text)] == stated
 
 
 def test_a_completion_without_an_answer_has_nothing_after_it():
-    assert answer_stated_at("hmm") is None
+    assert decided_at("hmm") is None
     assert tokens_after_answer("hmm", 9) == 0.0
     assert tokens_after_answer("", 0) == 0.0
 

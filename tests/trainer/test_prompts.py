@@ -135,7 +135,16 @@ def test_a_method_with_a_prompt_of_its_own_keeps_it(run, model, tmp_path):
 
 
 def test_a_resumed_run_does_not_change_its_prompt(run, model, capsys):
-    options = ["--config", "smollm2_sums", "--prompt", "worked", "--model_name_or_path", str(model), "--use_cpu", "true"]
+    options = [
+        "--config",
+        "smollm2_sums",
+        "--prompt",
+        "worked",
+        "--model_name_or_path",
+        str(model),
+        "--use_cpu",
+        "true",
+    ]
     code = grpo.main([*options, "--output_dir", str(run), "--resume_from_checkpoint", "last", "--report_to", "none"])
     assert code == 2
     assert "started on another prompt" in capsys.readouterr().err

@@ -4,21 +4,22 @@ r"""A price on what comes after the answer, and on nothing before it: "explore b
                       1                        if right, and some of its group are wrong
                       0                        if wrong
 
-A is the number of tokens after the point where the completion states its final answer for the first time, A0 the median
-of A over the group, at least one token.
+A is the number of tokens after the point where the answer stands for good: its first statement, or the first check of
+it if one was made. A0 is the median of A over the group, at least one token.
 
 Why. A mean of entropies is diluted by certain tokens, and a total hardly notices them: a model that knows its answer
 can repeat it for nothing ("1 + 3 = 4. So 1 + 3 = 4."). A length penalty sees them, and makes the exploration before the
-answer as dear as the repetition after it. Here only the repetition is priced. But a check of a stated answer is
-repetition too, and where answers go wrong it is of use: so the price is off in every group in which an answer is wrong.
-If checking less makes answers wrong, the price goes by itself; it comes back when they are right again.
+answer as dear as the repetition after it. Here only what follows the answer is priced. A check of it that computes
+something new follows it too, and is of use where answers go wrong: so one is free, and the price is off in every group
+in which an answer is wrong. If checking less makes answers wrong, the price goes by itself until they are right again.
 
-Where the answer stands first is read off the text (`answer_stated_at`), and tokens after it are counted by their share
-of the characters: a reward function is given no tokenizer.
+Where the answer stands is read off the text (`decided_at`), and tokens after it are counted by their share of the
+characters: a reward function is given no tokenizer.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 import statistics
@@ -28,6 +29,7 @@ from trainer.rewards.completions import Completion, Rewards, completion_text, gr
 
 LEAST_SCALE_TOKENS = 1.0
 # What announces a result; at most two words may stand between it and the answer ("is now 8", "gives her 8").
+_NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 _ANNOUNCED = (
     r"(?:=|≈|\\boxed\s*\{|\b(?:is|are|gives?|gets?|makes|equals|leaves|totals?|answer:?)\b)"
     r"\s*\$?\s*(?:[\w']+\s+){0,2}?"
@@ -67,22 +69,35 @@ def decided_reward(
 
 def tokens_after_answer(text: str, tokens: int) -> float:
     """How many of a completion's tokens come after its final answer was stated first; 0 where it has no answer."""
-    end = answer_stated_at(text)
+    end = decided_at(text)
     return tokens * (len(text) - end) / len(text) if text and end is not None else 0.0
 
 
-def answer_stated_at(text: str) -> int | None:
-    """Where in a completion its final answer has been stated for the first time: the offset behind it.
+def decided_at(text: str) -> int | None:
+    """Where in a completion its answer stands for good: the offset behind its first statement, or behind a check of it.
 
-    A statement is the answer, standing alone, behind what announces a result ("= 8", "that gives 8", "the answer is
-    8", a box). Where none is found before the end, the final statement itself is the first. None: no answer at all.
+    A statement is the final answer, standing alone, behind what announces a result ("= 8", "that gives 8", "the answer
+    is 8", a box). A later one is a check if the numbers between it and the one before it are new: not all of them come
+    in this order before the first statement already, as they do in a repetition. The first check is free, as it can find an error.
+    Where no statement is found before the end, the final one is the first. None: no answer at all.
     """
     answer = extract_answer(text)
     if not answer:
         return None
     alone = rf"(?<![\w.,]){re.escape(answer.strip())}(?!\w|[.,]\d)"
-    found = re.search(_ANNOUNCED + alone, text, flags=re.IGNORECASE)
-    if found is None:
+    stated = list(re.finditer(f"{_ANNOUNCED}({alone})", text, flags=re.IGNORECASE))
+    if not stated:
         last = text.rfind(answer)
         return len(text) if last < 0 else last + len(answer)
-    return found.end()
+    first = stated[0].end()
+    before = _NUMBER.findall(text[:first])
+    for earlier, later in itertools.pairwise(stated):
+        if not _in_order(_NUMBER.findall(text[earlier.end() : later.start(1)]), before):
+            return later.end()
+    return first
+
+
+def _in_order(some: list[str], among: list[str]) -> bool:
+    """Whether `some` can be read off `among` from left to right, with gaps."""
+    rest = iter(among)
+    return all(number in rest for number in some)
