@@ -51,9 +51,14 @@ def test_decoding_gives_the_same_bits_without_copies(load_model, monkeypatch, co
 
 def test_the_implementation_is_the_models_own_after_the_block(load_model, tmp_path):
     model = load_model("qwen3")
-    with pytest.raises(RuntimeError, match="inside"), without_repeated_keys(model):
-        assert model.config._attn_implementation == NAME
-        raise RuntimeError("inside")
+
+    def fail_inside():
+        with without_repeated_keys(model):
+            assert model.config._attn_implementation == NAME
+            raise RuntimeError("inside")
+
+    with pytest.raises(RuntimeError, match="inside"):
+        fail_inside()
     assert model.config._attn_implementation == "sdpa"
     wrapped = get_peft_model(model, LoraConfig(target_modules="all-linear"))
     with without_repeated_keys(wrapped):

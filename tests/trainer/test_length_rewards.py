@@ -110,7 +110,7 @@ def test_lengths_are_asked_for(reward):
         ("\\boxed{7}", "\\boxed{7"),
         # one check that computes something new is free, a second and any repetition are not
         ("7 + 1 = 8 . check : 9 - 1 = 8 . check : 4 + 4 = 8 . \\boxed{8}", "7 + 1 = 8 . check : 9 - 1 = 8"),
-        ("7 + 1 = 8 . so 7 + 1 = 8 . check : 9 - 1 = 8 . 8", "7 + 1 = 8 . so 7 + 1 = 8 . check : 9 - 1 = 8"),
+        ("7 + 1 = 8 . so 7 + 1 = 8 . check : 9 - 1 = 8 . \\boxed{8}", "7 + 1 = 8 . so 7 + 1 = 8 . check : 9 - 1 = 8"),
     ],
 )
 def test_where_the_answer_stands_for_good(text, stated):

@@ -59,7 +59,7 @@ def test_a_prompt_file_that_is_wrong_is_named(tmp_path, content, message):
 
 
 def test_a_prompt_that_is_nowhere_names_the_packaged_ones(tmp_path):
-    with pytest.raises(ValueError, match="no packaged one of that name .*count_and_check, worked"):
+    with pytest.raises(ValueError, match=r"no packaged one of that name .*count_and_check, worked"):
         read_prompt("wrked")
     with pytest.raises(ValueError, match=r"holds no prompt\.json"):
         read_prompt(tmp_path)

@@ -77,9 +77,9 @@ def decided_at(text: str) -> int | None:
     """Where in a completion its answer stands for good: the offset behind its first statement, or behind a check of it.
 
     A statement is the final answer, standing alone, behind what announces a result ("= 8", "that gives 8", "the answer
-    is 8", a box). A later one is a check if the numbers between it and the one before it are new: not all of them come
-    in this order before the first statement already, as they do in a repetition. The first check is free, as it can find an error.
-    Where no statement is found before the end, the final one is the first. None: no answer at all.
+    is 8", a box). A later one is a check if the other numbers between it and the one before it are new: not all of them
+    come in this order before the first statement already, as they do in a repetition. One check is free: it can find an
+    error. Where no statement is found before the end, the final one is the first. None: no answer at all.
     """
     answer = extract_answer(text)
     if not answer:
@@ -92,7 +92,8 @@ def decided_at(text: str) -> int | None:
     first = stated[0].end()
     before = _NUMBER.findall(text[:first])
     for earlier, later in itertools.pairwise(stated):
-        if not _in_order(_NUMBER.findall(text[earlier.end() : later.start(1)]), before):
+        between = [number for number in _NUMBER.findall(text[earlier.end() : later.start(1)]) if number != answer]
+        if not _in_order(between, before):
             return later.end()
     return first
 
