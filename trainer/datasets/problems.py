@@ -15,7 +15,8 @@ from trainer.datasets.sources import (
     column,
     load_records,
 )
-from trainer.grading.extract import after_hashes, last_boxed
+from trainer.grading.boxes import last_boxed
+from trainer.grading.extract import after_hashes
 from trainer.prompts.prompt import Prompt
 
 BOXED_INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{}."

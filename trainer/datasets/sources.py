@@ -61,7 +61,7 @@ def load_records(
         named = own_split if split is None else _SPLIT.fullmatch(split)[1]
         return _load_files(source, {named: [path]}, split or own_split)
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", source):
-        known_names = ", ".join((*MADE, *DATA_SETS))
+        known_names = ", ".join((*DATA_SETS, *MADE))
         raise DataError(f"{source!r} is no file, no directory, no hub id (owner/name) and none of {known_names}")
     return _load_hub(source, config, split or "train"), split or "train"
 

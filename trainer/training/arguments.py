@@ -41,7 +41,7 @@ class RunArguments:
     dataset: str = field(
         default=TINY,
         metadata=about(
-            f"Training data: {TINY} (the embedded word problems), {', '.join((*MADE, *DATA_SETS))}, a json, jsonl or "
+            f"Training data: {TINY} (the embedded word problems), {', '.join((*DATA_SETS, *MADE))}, a json, jsonl or "
             "parquet file, or a hub id."
         ),
     )
