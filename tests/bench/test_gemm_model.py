@@ -20,11 +20,11 @@ H100 = DEVICES[0]
 
 
 def test_a_wave_that_is_not_full_costs_a_full_one() -> None:
-    """132 blocks of 128 x 256 are one wave; one row more is another, or smaller and slower blocks."""
-    width = 32768  # so much that arithmetic, not memory, is the limit
-    full = gemm_seconds(H100, 128 * 132, 256, width) - LAUNCH_S
-    assert full == pytest.approx(2 * 128 * 132 * 256 * width / H100.flops)
-    assert gemm_seconds(H100, 128 * 132 + 1, 256, width) - LAUNCH_S > 1.02 * full
+    """12 x 11 blocks of 128 x 256 are one wave; one row more is another, or smaller and slower blocks."""
+    rows, columns, width = 12 * 128, 11 * 256, 4096
+    full = gemm_seconds(H100, rows, columns, width) - LAUNCH_S
+    assert full == pytest.approx(2 * rows * columns * width / H100.flops)
+    assert gemm_seconds(H100, rows + 1, columns, width) - LAUNCH_S > 1.1 * full
 
 
 def test_few_rows_are_limited_by_the_read_of_the_weight() -> None:
