@@ -19,7 +19,7 @@ import importlib.util
 import re
 from typing import NamedTuple
 
-BFLOAT16_CAPABILITY = (8, 0)  # its conversion instructions
+BFLOAT16_CAPABILITY = (8, 0)  # of the instruction that rounds to it
 
 
 class Driver(NamedTuple):
@@ -89,7 +89,7 @@ def choose_kernels(
 
     compiles = "CuPy is installed and compiles the kernels at first use"
     if here is not None and here.capabilities and min(here.capabilities) < BFLOAT16_CAPABILITY:
-        compiles += " (not those of bfloat16, which needs compute capability 8.0)"
+        compiles += " (not the gradient of bfloat16, which needs compute capability 8.0)"
     if cupy is None:
         return None, f"{problem}, and CuPy is not installed: {_remedy(toolkit, here)}"
     made_for = re.search(r"cuda(\d+)", cupy)

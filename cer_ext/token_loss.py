@@ -310,8 +310,8 @@ def linear_token_loss(
         softcap: None, or the positive bound that tanh holds the logits to (Gemma's final_logit_softcapping).
         ignore_index: rows with this target give 0 in every output and no gradient, whatever they hold.
         return_entropy: False spares the entropy.
-        workspace_bytes: most memory for logits, whatever N is; at least one row of V must fit. None: 256 MiB. More
-            means more rows at a time and so fewer passes over the weight.
+        workspace_bytes: most memory for logits, whatever N is; at least one row of V must fit. None: 256 MiB on CPU,
+            320 MiB on CUDA. More means more rows at a time and so fewer passes over the weight.
         validate: as in :func:`linear_logprobs_and_entropy`.
 
     Besides the workspace a call holds the wanted gradients in float32 (float64) until `backward`, which multiplies them

@@ -4,7 +4,7 @@ Needs Linux, nvcc, and a python with torch, pytest, hypothesis, pybind11, cmake 
 a process of its own that is stopped after --minutes:
 
     build      the wheel, from this tree, for the GPU that is here; installed beside the environment, not into it
-    tests      the value tests of cer_ext on the GPU
+    tests      streams, graphs, devices, memory (test_cuda_device.py), then the value tests of cer_ext, on the GPU
     nvrtc      the same wheel without CUDA: kernels compiled at first use through CuPy, the same tests
     sanitizer  memcheck, racecheck, initcheck, synccheck over small cases
     logits     from_logits and TECA beside plain torch, torch.compile, TRL's fold and the copy bandwidth
@@ -35,6 +35,7 @@ ROOT = Path(__file__).resolve().parents[2]
 STAGES = ("build", "tests", "nvrtc", "sanitizer", "logits", "head")
 SANITIZER_TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
 TESTS = "tests/cer_ext"
+DEVICE_TESTS = f"{TESTS}/test_cuda_device.py"
 BENCHMARKS = {
     "logits": ("bench/bench_from_logits.py", "bench/bench_teca.py"),
     "head": ("bench/bench_from_hidden.py",),
@@ -85,10 +86,15 @@ class Proof:
         return self.run(*pip, self.work / site, ROOT, log=log, CER_CUDA=cuda, CMAKE_ARGS=" ".join(arguments))
 
     def pytest(self, site: str, log: str) -> dict:
+        """What only a GPU can show, then the values."""
         selection = ("--collect-only", "-q") if self.dry_run else ("-k", "cuda", "-q", "--maxfail=20")
-        command = (sys.executable, "-m", "pytest", TESTS, "-p", "no:cacheprovider", *selection)
-        code, tail = self.run(*command, site=site, log=log)
-        return {"ok": code == 0, "tail": tail}
+        outcome = {"ok": True, "tail": ""}
+        for part, where in (("device", (DEVICE_TESTS,)), ("values", (TESTS, f"--ignore={DEVICE_TESTS}"))):
+            command = (sys.executable, "-m", "pytest", *where, "-p", "no:cacheprovider", *selection)
+            code, tail = self.run(*command, site=site, log=f"{log}-{part}")
+            outcome["ok"] &= code == 0
+            outcome["tail"] += tail + "\n"
+        return outcome
 
     def tests(self) -> dict:
         return self.pytest("site", "tests")

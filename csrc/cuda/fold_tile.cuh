@@ -7,8 +7,8 @@
 //
 // Bytes per row: cols * sizeof(T) read, 5 doubles written (and read, unless fresh). Alignment: the element's; vectors
 // start at the row's first 16-byte boundary. Limit: memory; at two bytes per logit the inner loop's 12.3 instructions
-// per logit (SASS, sm_90a; 13.7 at four bytes) stay below the 17 an H100 issues while it reads one, and touch an H200's
-// 12.
+// per logit (SASS, sm_90a; 13.7 at four bytes) stay below the 18 an H100 issues while it reads one, and close to an
+// H200's 14. A row's rest, its head and its tail share one masked round.
 //
 // The alternative that lost: one running maximum per thread with a rescale branch per logit. Early in a row nearly
 // every warp takes it; and it hides the recurrence of softmax_state.h, which here stays the only one.

@@ -9,7 +9,7 @@
 // Bytes per row: cols * (sizeof(In) + sizeof(Out)); a zero row only writes. Alignment: the elements'; 16-byte vectors
 // of the wider type where the input's and the output's boundaries fall on the same columns (always so in place), else
 // element by element, still coalesced. Every element is read, then written, by one thread: one buffer may be both.
-// Limit: memory (about 18 instructions per logit; an H100 issues 35 while it moves two bytes in and two out).
+// Limit: memory (about 18 instructions per logit; an H100 issues 36 while it moves two bytes in and two out).
 #pragma once
 
 #include "logit_transform.cuh"

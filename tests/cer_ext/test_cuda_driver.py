@@ -66,7 +66,7 @@ def test_a_device_without_code_is_named_with_its_capability() -> None:
     assert "compute capability 7.5" in reason
     backend, reason = choose_kernels("13.0.88", ARCHITECTURES, turing, "cupy-cuda13x")
     assert backend == "nvrtc"
-    assert "not those of bfloat16" in reason
+    assert "not the gradient of bfloat16" in reason
 
 
 def test_without_cuda_in_the_build_the_extra_fits_the_driver() -> None:
