@@ -12,7 +12,7 @@ neighbours. The loop itself is trainer/sampling/decode.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from trainer.evaluation.requests import Request, Response, Sampling
 from trainer.sampling.batch_teca import BatchTeca
-from trainer.sampling.decode import decode
+from trainer.sampling.decode import stream
 from trainer.sampling.early_exit import EarlyExit
 
 _CANDIDATES = 1024  # the nucleus is looked for among so many tokens before the whole vocabulary is sorted
@@ -99,6 +99,8 @@ class TransformersEngine:
         early_exit: when to end a response's thinking, or None.
     """
 
+    tells_steps = True
+
     def __init__(
         self,
         model: PreTrainedModel,
@@ -111,51 +113,69 @@ class TransformersEngine:
         self.model, self.sampling, self.stop_ids, self.pad_id = model, sampling, stop_ids, pad_id
         self.early_exit = early_exit
 
-    @torch.inference_mode()
     def generate(self, requests: list[Request], on_step: Callable[[int], None] | None = None) -> list[Response]:
-        if not requests:
-            return []
-        sampling, device, limit = self.sampling, self.model.device, self.sampling.max_new_tokens
-        uniform = torch.stack([self._uniform(request.seed) for request in requests]).to(device)  # (B, limit)
-        prompts = [request.prompt_ids for request in requests]
-        teca = BatchTeca(prompts, temperature=sampling.temperature, limit=limit, device=device, rule=self.early_exit)
-        seen: Tensor | None = None  # (B, V): the tokens of each prompt and response so far
+        found = dict(self.stream(requests, slots=len(requests), on_step=on_step))
+        return [found[number] for number in range(len(requests))]
 
-        def next_tokens(logits: Tensor, rows: Tensor, step: int) -> Tensor:
+    @torch.inference_mode()
+    def stream(
+        self, requests: list[Request], *, slots: int, on_step: Callable[[int], None] | None = None
+    ) -> Iterator[tuple[int, Response]]:
+        if not requests:
+            return
+        sampling, device, limit = self.sampling, self.model.device, self.sampling.max_new_tokens
+        slots = min(slots, len(requests))
+        prompts = [request.prompt_ids for request in requests]
+        uniform = torch.zeros((slots, limit), dtype=torch.float64, device=device)
+        teca = BatchTeca(
+            prompts[:slots], temperature=sampling.temperature, limit=limit, device=device, rule=self.early_exit
+        )
+        seen: Tensor | None = None  # (slots, V): the tokens of each prompt and response so far
+
+        def begin(slot: int, number: int) -> None:
+            uniform[slot] = self._uniform(requests[number].seed)
+            teca.begin(slot, prompts[number])
+            if seen is not None:
+                seen[slot] = False
+                seen[slot, list(prompts[number])] = True
+
+        def next_tokens(logits: Tensor, rows: Tensor, steps: Tensor) -> Tensor:
             nonlocal seen
-            teca.step(logits, rows, step)
+            teca.step(logits, rows, steps)
             penalised = logits
             if sampling.repetition_penalty != 1:
-                seen = self._seen(requests, logits.shape[-1]) if seen is None else seen
+                seen = self._seen(prompts[:slots], logits.shape[-1]) if seen is None else seen
                 penalised = penalise(logits.float(), seen[rows], sampling.repetition_penalty)
-            chosen = draw(penalised, uniform[rows, step], sampling)
+            chosen = draw(penalised, uniform[rows, steps], sampling)
             teca.wrote(rows, chosen)
             if seen is not None:
                 seen[rows, chosen] = True
             return chosen
 
-        completions = decode(
+        for number, slot, made in stream(
             self.model,
             prompts,
             next_tokens,
+            slots=slots,
             max_new_tokens=limit,
             end_ids=self.stop_ids,
             pad_id=self.pad_id,
+            on_begin=begin,
             on_step=on_step,
-        )
-        decoded = teca.decoded([len(made.token_ids) for made in completions])
-        return [
-            Response(made.token_ids, of_it.entropies, "stop" if made.stopped else "length", of_it.fired)
-            for made, of_it in zip(completions, decoded, strict=True)
-        ]
+        ):
+            decoded = teca.decoded_row(slot, len(made.token_ids))
+            yield (
+                number,
+                Response(made.token_ids, decoded.entropies, "stop" if made.stopped else "length", decoded.fired),
+            )
 
     def _uniform(self, seed: int) -> Tensor:
         """The response's numbers: on the CPU, so that they are the same whatever the model's device is."""
         generator = torch.Generator().manual_seed(seed)
         return torch.rand(self.sampling.max_new_tokens, dtype=torch.float64, generator=generator)
 
-    def _seen(self, requests: list[Request], vocabulary: int) -> Tensor:
-        seen = torch.zeros((len(requests), vocabulary), dtype=torch.bool)
-        for row, request in enumerate(requests):
-            seen[row, list(request.prompt_ids)] = True
+    def _seen(self, prompts: Sequence[Sequence[int]], vocabulary: int) -> Tensor:
+        seen = torch.zeros((len(prompts), vocabulary), dtype=torch.bool)
+        for row, prompt in enumerate(prompts):
+            seen[row, list(prompt)] = True
         return seen.to(self.model.device)

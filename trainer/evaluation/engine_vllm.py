@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from vllm import LLM, SamplingParams
@@ -93,6 +93,15 @@ class VllmEngine:
             **lora,
             **machine,
         )
+
+    tells_steps = False  # vLLM runs its own loop
+
+    def stream(
+        self, requests: list[Request], *, slots: int, on_step: Callable[[int], None] | None = None
+    ) -> Iterator[tuple[int, Response]]:
+        """By `slots` at a time, each time all of them: vLLM's call returns when the last has ended."""
+        for start in range(0, len(requests), slots):
+            yield from enumerate(self.generate(requests[start : start + slots], on_step), start=start)
 
     def generate(self, requests: list[Request], on_step: Callable[[int], None] | None = None) -> list[Response]:
         """`on_step` is not called: vLLM runs its own loop."""

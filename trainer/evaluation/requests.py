@@ -9,15 +9,15 @@ that is, before repetition penalty, top-k, top-p and min-p, which all act on wha
 the model's uncertainty at this temperature, the quantity that teacher forcing and training see as well.
 
 A request's seed depends on the run's seed, benchmark, method, problem and sample, and on nothing else. So a response
-does not depend on where a run was interrupted. (Batches are cut from the ordered list of all work and repeated whole
-after a kill; another batch size changes the rounding of matrix products and, rarely, a token through it.)
+does not depend on where a run was interrupted, but for rounding: who is in the batch beside it changes the rounding of
+matrix products and, rarely, a token through it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -74,8 +74,16 @@ class Response:
 class Engine(Protocol):
     """Generates."""
 
+    tells_steps: bool  # whether `stream` calls on_step after every token of the batch
+
     def generate(self, requests: list[Request], on_step: Callable[[int], None] | None = None) -> list[Response]:
-        """`on_step(running)` is called now and then with the number of unfinished responses."""
+        """All of them, in order."""
+        ...
+
+    def stream(
+        self, requests: list[Request], *, slots: int, on_step: Callable[[int], None] | None = None
+    ) -> Iterator[tuple[int, Response]]:
+        """(which request, response) as responses end; `slots` at once. on_step: told how many are under way."""
         ...
 
 

@@ -1,7 +1,9 @@
 """Generation of every response that a directory lacks: options in, records out.
 
-Work is the ordered list of (problem, sample) of each benchmark and method, cut into batches of a fixed size. A batch of
-which a record is missing is generated whole, so an interrupted run makes the same batches as an uninterrupted one.
+Work is one list of (problem, sample) over all benchmarks and methods; as many as the batch holds are decoded at once,
+and a response that ends gives its place to the next of the list. It is written when it ends, so a kill loses what was
+under way and nothing else, and no batch waits for its longest response. What a response is drawn with depends on its
+own seed alone; who its neighbours are changes the rounding of matrix products and, rarely, a token through it.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ import argparse
 import dataclasses
 import logging
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
@@ -136,27 +139,29 @@ def generate(arguments: argparse.Namespace) -> None:
     }
     claim_directory(arguments.output, settings, source.device)
 
-    batch_size = arguments.batch_size or loading.default_batch_size(arguments.engine)
-    engine = None
-    for item in work:
-        with RecordWriter(arguments.output, item.benchmark, item.method) as writer:
+    with ExitStack() as stack:
+        writers = [stack.enter_context(RecordWriter(arguments.output, item.benchmark, item.method)) for item in work]
+        for item, writer in zip(work, writers, strict=True):
             check_same_problems(writer, item)
-            todo = list(batches(item, arguments.samples, batch_size, writer))
-            if todo and engine is None:
-                engine = loading.load_engine(
-                    arguments.engine,
-                    source,
-                    sampling,
-                    tokenizer,
-                    longest_prompt=longest,
-                    batch_size=batch_size,
-                    gpu_memory_utilization=arguments.gpu_memory_utilization,
-                    seed=arguments.seed,
-                    early_exit=early_exit,
-                )
-            with Progress(writer, len(item.problems) * arguments.samples) as progress:
-                for batch in todo:
-                    generate_batch(engine, tokenizer, item, batch, arguments.seed, writer, progress)
+        todo = list(missing(work, writers, arguments.samples))
+        if not todo:
+            return
+        slots = arguments.batch_size or loading.default_batch_size(arguments.engine)
+        engine = loading.load_engine(
+            arguments.engine,
+            source,
+            sampling,
+            tokenizer,
+            longest_prompt=longest,
+            batch_size=slots,
+            gpu_memory_utilization=arguments.gpu_memory_utilization,
+            seed=arguments.seed,
+            early_exit=early_exit,
+        )
+        total = sum(len(item.problems) for item in work) * arguments.samples
+        description = f"{work[0].benchmark} {work[0].method}" if len(work) == 1 else f"{len(work)} files"
+        progress = stack.enter_context(Progress(description, total, writers))
+        write_responses(engine, tokenizer, work, writers, todo, arguments.seed, slots, progress)
 
 
 def early_exit_rule(arguments: argparse.Namespace, tokenizer: PreTrainedTokenizerBase) -> EarlyExit | None:
@@ -185,46 +190,54 @@ def check_same_problems(writer: RecordWriter, item: Work) -> None:
             )
 
 
-def batches(item: Work, samples: int, batch_size: int, writer: RecordWriter) -> Iterator[list[tuple[int, int]]]:
-    """(problem, sample) pairs, in fixed batches; those that are written already are left out as a whole."""
-    everything = [(number, sample) for number in range(len(item.problems)) for sample in range(samples)]
-    for start in range(0, len(everything), batch_size):
-        batch = everything[start : start + batch_size]
-        if any((item.problems[number].id, sample) not in writer.written for number, sample in batch):
-            yield batch
+@dataclass(frozen=True)
+class Missing:
+    """A response that no file holds yet: which work, which of its problems, which sample."""
+
+    work: int
+    problem: int
+    sample: int
 
 
-def generate_batch(
+def missing(work: list[Work], writers: list[RecordWriter], samples: int) -> Iterator[Missing]:
+    """In the order of the files, their problems, their samples."""
+    for index, (item, writer) in enumerate(zip(work, writers, strict=True)):
+        for number, problem in enumerate(item.problems):
+            for sample in range(samples):
+                if (problem.id, sample) not in writer.written:
+                    yield Missing(index, number, sample)
+
+
+def write_responses(
     engine: Engine,
     tokenizer: PreTrainedTokenizerBase,
-    item: Work,
-    batch: list[tuple[int, int]],
+    work: list[Work],
+    writers: list[RecordWriter],
+    todo: list[Missing],
     seed: int,
-    writer: RecordWriter,
+    slots: int,
     progress: Progress,
 ) -> None:
-    """Generate a batch of (problem, sample) pairs and write those that are not written yet."""
-
-    def seed_of(number: int, sample: int) -> int:
-        return request_seed(seed, item.benchmark, item.method, item.problems[number].id, sample)
-
-    responses = engine.generate(
-        [Request(item.prompt_ids[number], seed_of(number, sample)) for number, sample in batch], progress.step
-    )
-    records = [
-        make_record(
+    """Generate what is missing; each response is on the disk before the next one that ends is looked at."""
+    requests = []
+    for one in todo:
+        item = work[one.work]
+        own_seed = request_seed(seed, item.benchmark, item.method, item.problems[one.problem].id, one.sample)
+        requests.append(Request(item.prompt_ids[one.problem], own_seed))
+    for number, response in engine.stream(requests, slots=slots, on_step=progress.step):
+        one = todo[number]
+        item = work[one.work]
+        problem = item.problems[one.problem]
+        record = make_record(
             tokenizer,
             response,
-            identity=item.problems[number].id,
+            identity=problem.id,
             benchmark=item.benchmark,
             method=item.method,
-            sample=sample,
-            question=item.problems[number].question,
-            ground_truth=item.problems[number].ground_truth,
-            prompt=item.prompts[number],
+            sample=one.sample,
+            question=problem.question,
+            ground_truth=problem.ground_truth,
+            prompt=item.prompts[one.problem],
         )
-        for (number, sample), response in zip(batch, responses, strict=True)
-        if (item.problems[number].id, sample) not in writer.written
-    ]
-    writer.append(records)
-    progress.add(records)
+        writers[one.work].append([record])
+        progress.add([record], last_tokens_only=engine.tells_steps)

@@ -61,7 +61,7 @@ def score(arguments: argparse.Namespace) -> None:
                 scorer = Scorer(
                     loading.load_model(source), temperature=temperature, chunk_tokens=arguments.chunk_tokens
                 )
-            with Progress(writer, len(rows)) as progress:
+            with Progress(f"{benchmark} {method_name}", len(rows), [writer]) as progress:
                 for batch in todo:
                     entropies = scorer.entropies([(row.prompt_ids, row.response_ids) for row in batch])
                     records = [

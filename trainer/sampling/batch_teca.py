@@ -39,23 +39,42 @@ class BatchTeca:
         device: torch.device,
         rule: EarlyExit | None = None,
     ) -> None:
-        self.rule = rule
+        self.rule, self._temperature = rule, temperature
         self._teca = RunningTeca(len(prompts), device, capacity=limit)
         for row, prompt in enumerate(prompts):
-            self._teca.begin(row, temperature=temperature, rule=rule)
-            if rule is not None and closed_by_prompt(rule, prompt):
-                self._teca.close(row)
+            self._start(row, prompt)
         width = self._teca.tail_width
         self._tail = torch.full((len(prompts), width), _NO_TOKEN, dtype=torch.long, device=device)
 
-    def step(self, logits: Tensor, rows: Tensor, step: int) -> None:
-        """Before token `step` is drawn: logits (b, V) of the responses `rows` (b,); changed where a token is forced."""
-        self._teca.step(logits, rows, torch.full_like(rows, step), self._tail[rows])
+    def _start(self, row: int, prompt: Sequence[int]) -> None:
+        self._teca.begin(row, temperature=self._temperature, rule=self.rule)
+        if self.rule is not None and closed_by_prompt(self.rule, prompt):
+            self._teca.close(row)
+
+    def begin(self, row: int, prompt: Sequence[int]) -> None:
+        """The row's response is over (`decoded_row` was asked for it): the next one begins there, after `prompt`."""
+        self._start(row, prompt)
+        self._tail[row] = _NO_TOKEN
+
+    def step(self, logits: Tensor, rows: Tensor, step: Tensor | int) -> None:
+        """Before tokens are drawn: logits (b, V) of the responses `rows` (b,); changed where a token is forced.
+
+        step: which token of its response each row draws, (b,) or the same for all.
+        """
+        positions = step if isinstance(step, Tensor) else torch.full_like(rows, step)
+        self._teca.step(logits, rows, positions, self._tail[rows])
 
     def wrote(self, rows: Tensor, tokens: Tensor) -> None:
         """What was drawn: tokens (b,) of the responses `rows` (b,)."""
         if self._tail.shape[1]:
             self._tail[rows] = torch.cat([self._tail[rows, 1:], tokens[:, None]], dim=1)
+
+    def decoded_row(self, row: int, length: int) -> Decoded:
+        """The response of `row`, of `length` tokens."""
+        place = self._teca.fired(row)
+        place = None if place is None else int(place)
+        fired = place if place is not None and 0 <= place < length else None
+        return Decoded(self._teca.entropies(row, length).tolist(), fired)
 
     def decoded(self, lengths: Sequence[int]) -> list[Decoded]:
         """One entry per response; lengths: its tokens."""

@@ -42,8 +42,8 @@ def sample(
     """One sampled completion per prompt, in order; at most `max_new_tokens` long, the end token included."""
     teca = BatchTeca(prompts, temperature=temperature, limit=max_new_tokens, device=model.device, rule=early_exit)
 
-    def draw(logits: Tensor, rows: Tensor, step: int) -> Tensor:
-        teca.step(logits, rows, step)
+    def draw(logits: Tensor, rows: Tensor, steps: Tensor) -> Tensor:
+        teca.step(logits, rows, steps)
         chosen = torch.multinomial((logits.float() / temperature).softmax(-1), 1)[:, 0]
         teca.wrote(rows, chosen)
         return chosen
