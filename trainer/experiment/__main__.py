@@ -22,9 +22,10 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
-from trainer.experiment.stages import BEFORE, Plan, figures, stages
+from trainer.experiment.stages import BEFORE, Plan, Stage, figures, stages
 
 _QUICK = ("--max_steps", "1", "--completions_per_update", "4", "--num_generations", "2")
 _QUICK += ("--per_device_train_batch_size", "4", "--max_completion_length", "8", "--save_strategy", "no")
@@ -81,27 +82,32 @@ def make_plan(arguments: argparse.Namespace) -> Plan:
     )
 
 
-def main(arguments: argparse.Namespace) -> int:
+def as_a_process(stage: Stage) -> int:
+    """Run a stage as a person would; its exit code."""
+    return subprocess.run(stage.words(), check=False).returncode
+
+
+def main(arguments: argparse.Namespace, run: Callable[[Stage], int] = as_a_process) -> int:
+    """Every stage that has not ended, in order; then the figures. The exit code of the first that failed, or 0."""
     plan = make_plan(arguments)
+    number = len(stages(plan))
     if arguments.list:
         for stage in stages(plan):
             print(f"{'ended' if stage.ended else 'open ':6} {stage.shown()}")
         return 0
-    number = len(stages(plan))
     for index in range(number):
         stage = stages(plan)[index]  # anew: what a stage left decides how the next one goes on
         if stage.ended:
             continue
         print(f"[{index + 1}/{number}] {stage.name}: {stage.shown()}", flush=True)
-        code = subprocess.run(stage.words(), check=False).returncode
-        if code:
+        if code := run(stage):
             print(f"stopped: {stage.name} ended with {code}; the same command goes on there", file=sys.stderr)
             return code
         report(plan)
     report(plan)
     draw = figures(plan)
     print(draw.shown(), flush=True)
-    if code := subprocess.run(draw.words(), check=False).returncode:
+    if code := run(draw):
         return code
     print((plan.output / "table.md").read_text(encoding="utf-8"))
     return 0
