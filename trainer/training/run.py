@@ -22,16 +22,28 @@ class GRPORun(MeasuredMixin, survival.SurvivalMixin, CheckpointMixin, CERTrainer
     """CERTrainer with whole checkpoints, survival and measurements."""
 
 
-def build(run: RunArguments, config, *, model, reward_funcs: list, train_dataset, description: str = "train", **trl):
+def build(
+    run: RunArguments,
+    config,
+    *,
+    model,
+    reward_funcs: list,
+    train_dataset,
+    description: str = "train",
+    settings: dict | None = None,
+    **trl,
+):
     """A GRPORun with the program's callbacks.
 
     Args:
+        settings: what checkpoints say that they were made with (trainer/training/resume_settings.py).
         description: stands before the progress bar.
         trl: goes to the trainer as it is (processing_class, peft_config, rollout_func, ...).
     """
     with warnings.catch_warnings():  # rollout_func is TRL's own hook; that it may change is said in our contract test
         warnings.filterwarnings("ignore", message="You are using 'rollout_func'")
         trainer = GRPORun(model=model, reward_funcs=reward_funcs, args=config, train_dataset=train_dataset, **trl)
+    trainer.run_settings = settings
     report_here(trainer, description=description, samples_per_log=run.samples_per_log)
     return trainer
 
@@ -41,6 +53,4 @@ def carry_out(trainer: GRPORun, *, resume_from_checkpoint: Path | None, command:
     if trainer.args.should_save:
         remove_leftovers(trainer.args.output_dir)
     code = survival.train(trainer, resume_from_checkpoint=resume_from_checkpoint, command=command)
-    if code == 0:
-        trainer.save_model(str(Path(trainer.args.output_dir) / "final"))
-    return code
+    return survival.save_final(trainer, command=command) if code == 0 else code
