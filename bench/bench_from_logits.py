@@ -1,12 +1,16 @@
 """logprobs_and_entropy on (N, V) logits beside plain torch, torch.compile, TRL's fold and the speed of memory."""
 
+from __future__ import annotations
+
 import pytest
 import torch
 
 import cer_ext
-from bench import baselines
-from bench.interleaved import compare
+from bench import limits, peers
+from bench.comparison import ERROR_ROWS, by_entry, compare, disagreements, entropy_errors
 from bench.non_leaf import NonLeaf
+from bench.records import OURS
+from cer_ext import reference
 
 DTYPES = [torch.float32, torch.bfloat16]
 
@@ -18,27 +22,22 @@ def inputs(head, dtype: torch.dtype, device: torch.device) -> tuple[torch.Tensor
     return logits, target
 
 
-def assert_same(outputs, expected, tolerance: float) -> None:
-    for output, reference in zip(outputs, expected, strict=True):
-        torch.testing.assert_close(output.double(), reference.double(), rtol=tolerance, atol=tolerance)
-
-
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
 def bench_forward(benchmark, logits_head, dtype, device, rounds):
     benchmark.group = "from_logits forward"
     logits, target = inputs(logits_head, dtype, device)
-    words = baselines.as_words(logits)
+    calls = {name: lambda fold=fold: fold(logits, target) for name, fold in peers.FROM_LOGITS.items()}
     expected = cer_ext.logprobs_and_entropy(logits, target)
-    for peer in baselines.FROM_LOGITS.values():
-        assert_same(peer(logits, target), expected, 1e-3)
+    exact = reference.logprobs_and_entropy(logits[:ERROR_ROWS].double(), target[:ERROR_ROWS])[1]
     compare(
         benchmark,
         lambda: cer_ext.logprobs_and_entropy(logits, target),
-        {name: lambda peer=peer: peer(logits, target) for name, peer in baselines.FROM_LOGITS.items()}
-        | {"limit: read once": lambda: baselines.read_once(words)},
+        calls | limits.forward_limit(logits),
         device=device,
         rounds=rounds,
         physical={"bytes": logits.nbytes},
+        failures=disagreements(calls, expected, by_entry(1e-3), "plain torch"),
+        entropy_error=entropy_errors({OURS: lambda: expected} | calls, exact),
     )
 
 
@@ -60,31 +59,27 @@ def bench_backward(benchmark, logits_head, dtype, device, rounds):
     def ours() -> None:
         torch.autograd.backward(graph["outputs"], grads)
 
-    peers = {}
+    calls = {}
     for name in ("plain torch", "torch.compile"):
         variable = logits.clone().requires_grad_()
-        outputs = baselines.FROM_LOGITS[name](variable, target)
-        peers[name] = lambda o=outputs, v=variable: torch.autograd.grad(o, v, grads, retain_graph=True)[0]
+        outputs = peers.FROM_LOGITS[name](variable, target)
+        calls[name] = lambda o=outputs, v=variable: torch.autograd.grad(o, v, grads, retain_graph=True)
     logprobs, entropy = (x.detach() for x in cer_ext.logprobs_and_entropy(logits, target))
     log_z = logits.gather(-1, target[:, None]).squeeze(-1).float() - logprobs
-    trl_buffer = torch.empty_like(logits)
+    trl_buffer = logits.clone()  # once the truth, then gradients of gradients: its time does not depend on the values
+    calls["trl fold"] = lambda: (peers.trl_grad(trl_buffer, target, log_z, entropy, grads),)
 
-    def trl() -> torch.Tensor:
-        return baselines.trl_grad(trl_buffer, target, log_z, entropy, grads)
-
-    expected = peers["plain torch"]().float()
     fresh_graph()
     ours()
-    torch.testing.assert_close(buffer.float(), expected, rtol=2e-2, atol=1e-5)
-    trl_buffer.copy_(logits)
-    torch.testing.assert_close(trl().float(), expected, rtol=2e-2, atol=1e-5)
-    words = baselines.as_words(torch.zeros_like(logits))
+    failures = disagreements(calls, (buffer.clone(),), by_entry(2e-2, absolute=1e-5), "plain torch")
+    words = limits.as_words(torch.zeros_like(logits))
     compare(
         benchmark,
         ours,
-        peers | {"trl fold": trl, "limit: rewrite in place": lambda: baselines.rewrite_in_place(words)},
+        calls | {"limit: rewrite in place": lambda: limits.rewrite_in_place(words)},
         device=device,
         rounds=rounds,
         before_each=fresh_graph,
         physical={"bytes": 2 * logits.nbytes},
+        failures=failures,
     )

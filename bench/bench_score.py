@@ -19,11 +19,12 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import statistics
 import subprocess
 import sys
 import time
 from pathlib import Path
+
+from bench.memory import forget_peak, resident_bytes
 
 VOCABULARY = 151936
 HIDDEN = 256
@@ -94,15 +95,9 @@ def ways(length: int) -> dict:
     }
 
 
-def resident_bytes(field: str) -> int:
-    """VmRSS (now) or VmHWM (its peak since the last reset) of this process."""
-    status = Path("/proc/self/status").read_text()
-    return int(next(line.split()[1] for line in status.splitlines() if line.startswith(f"{field}:"))) * 1024
-
-
 def measure_memory(way: str, length: int) -> dict:
     run = ways(length)[way]
-    Path("/proc/self/clear_refs").write_text("5")  # the peak of building the model is not the response's
+    forget_peak()  # that of building the model is not the response's
     before = resident_bytes("VmRSS")
     start = time.perf_counter()
     entropies = run()
@@ -121,24 +116,27 @@ def measure_memory(way: str, length: int) -> dict:
 
 
 def measure_time(length: int, rounds: int) -> dict:
+    import torch
+
+    from bench.timing import interleave
+
     runs = ways(length)
     results = {name: run() for name, run in runs.items()}  # warm-up and comparison
     difference = max(abs(a - b) for a, b in zip(results["scorer"], results["plain"], strict=True))
     if not difference < TOLERANCE:
         raise RuntimeError(f"scorer and plain differ by {difference:.2e} nats: there is nothing to time")
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(rounds):
-        for name, run in runs.items():
-            start = time.perf_counter()
-            run()
-            seconds[name].append(time.perf_counter() - start)
-    medians = {name: statistics.median(times) for name, times in seconds.items()}
+    timings, failures = interleave(runs, torch.device("cpu"), rounds)
+    if failures:
+        raise RuntimeError(f"did not run: {failures}")
+    medians = {name: timing.median_s for name, timing in timings.items()}
     return {
         "length": length,
         "largest_difference_nats": difference,
         "seconds": medians,
-        "seconds_each": seconds,
-        "fastest": {name: min(times) for name, times in seconds.items()},  # the round that neighbours disturbed least
+        "seconds_each": {name: timing.each_s for name, timing in timings.items()},
+        "fastest": {
+            name: timing.each_s[0] for name, timing in timings.items()
+        },  # the round that neighbours disturbed least
         "ratio_to_scorer": {name: median / medians["scorer"] for name, median in medians.items()},
     }
 

@@ -24,10 +24,12 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 from trl import GRPOConfig
 
-from bench.interleaved import compare
+from bench.comparison import compare
+from bench.memory import forget_peak, resident_bytes
+from bench.records import OURS
 from trainer.cer_trainer import CERTrainer
 
-TRAINERS = {"cer_ext": CERTrainer, "TRL": trl.GRPOTrainer}
+TRAINERS = {OURS: CERTrainer, "TRL": trl.GRPOTrainer}
 DTYPES = ["float32", "bfloat16"]
 
 
@@ -162,12 +164,6 @@ def peak_bytes(name: str, shape: Step, tuning: str, dtype: str, device: str, out
     return int(subprocess.run(command, cwd=root, check=True, stdout=subprocess.PIPE, text=True).stdout.split()[-1])
 
 
-def resident_bytes(field: str) -> int:
-    """VmRSS (now) or VmHWM (the peak since it was reset) of this process, Linux."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
-    return int(line.split()[1]) * 1024
-
-
 def measure_peak(name: str, shape: Step, tuning: str, dtype: str, device: str, output_dir: str) -> int:
     trainer = make_trainer(name, shape, tuning, dtype, device, output_dir)
     small = shape._replace(prompt_length=2, completion_length=2)
@@ -178,7 +174,7 @@ def measure_peak(name: str, shape: Step, tuning: str, dtype: str, device: str, o
         before = torch.cuda.memory_allocated()
         step()
         return torch.cuda.max_memory_allocated() - before
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
+    forget_peak()
     before = resident_bytes("VmRSS")
     step()
     return resident_bytes("VmHWM") - before
@@ -192,13 +188,13 @@ def bench_step(benchmark, tuning, dtype, size, device, rounds, tmp_path):
     settings = (shape, tuning, dtype, device.type, str(tmp_path))
     trainers = {name: make_trainer(name, *settings) for name in TRAINERS}
     batch = make_batch(shape, device)
-    assert_same_step(trainers["cer_ext"], trainers["TRL"], batch, dtype)
+    assert_same_step(trainers[OURS], trainers["TRL"], batch, dtype)
     compare(
         benchmark,
-        make_step(trainers["cer_ext"], batch),
+        make_step(trainers[OURS], batch),
         {
             "TRL": make_step(trainers["TRL"], batch),
-            "limit: the body alone": make_body(trainers["cer_ext"], batch),
+            "limit: the body alone": make_body(trainers[OURS], batch),
         },
         device=device,
         rounds=rounds,
@@ -206,11 +202,10 @@ def bench_step(benchmark, tuning, dtype, size, device, rounds, tmp_path):
     )
     del trainers, batch
     peaks = {name: peak_bytes(name, *settings) for name in TRAINERS}
-    benchmark.extra_info.update(shape=shape._asdict(), step_peak_bytes=peaks)
-    if "peers_s" in benchmark.extra_info:
-        body = benchmark.extra_info["peers_s"]["limit: the body alone"]
-        heads = benchmark.extra_info["peers_s"]["TRL"] - body, benchmark.extra_info["median_s"] - body
-        benchmark.extra_info["head_ratio"] = heads[0] / heads[1]
+    found = benchmark.extra_info
+    body = found["peers_s"]["limit: the body alone"]
+    head_ratio = (found["peers_s"]["TRL"] - body) / (found["median_s"] - body)
+    found.update(shape=shape._asdict(), step_peak_bytes=peaks, head_ratio=head_ratio)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,21 @@
-"""Options and fixtures of the benchmarks, and the machine's description in every JSON record."""
+"""Options and fixtures of the benchmarks: `pytest bench --benchmark-json=FILE`.
 
-import platform
+pytest-benchmark collects, times ours and writes the file; bench/comparison.py times the peers beside it. What the file
+says beyond the records: the machine, the comparisons left out for want of time, the peers that could not be loaded.
+"""
+
+from __future__ import annotations
+
+import time
 
 import pytest
 import torch
 
-import cer_ext
+from bench import timing
+
+LEFT_OUT = pytest.StashKey[list[str]]()
+PEERS_NOT_HERE = pytest.StashKey[dict[str, str]]()
+DEADLINE = pytest.StashKey[float]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -13,17 +23,46 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--size", choices=("full", "smoke"), default="full", help="smoke: tiny shapes, to see that it runs")
     group.addoption("--rounds", type=int, default=9, help="interleaved rounds per comparison (default 9)")
     group.addoption("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
+    group.addoption("--minutes", type=float, help="begin no further comparison after so long (default: no limit)")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    minutes = config.getoption("--minutes")
+    config.stash[LEFT_OUT], config.stash[PEERS_NOT_HERE] = [], {}
+    config.stash[DEADLINE] = float("inf") if minutes is None else time.monotonic() + 60 * minutes
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:  # ours is timed by the clock of its peers
+        item.add_marker(pytest.mark.benchmark(timer=timing.clock(torch.device(config.getoption("--device")))))
+
+
+def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict) -> None:
+    """Replaces what names a person's machine by what a reader needs: device, driver, versions."""
+    from bench.machine import machine_info as described
+
+    rehearsal = config.getoption("--size") == "smoke"
+    machine_info.clear()
+    machine_info.update(described(torch.device(config.getoption("--device")), rehearsal=rehearsal))
+
+
+def pytest_benchmark_update_json(config: pytest.Config, benchmarks: list, output_json: dict) -> None:
+    output_json["left_out"] = config.stash[LEFT_OUT]
+    output_json["peers_not_here"] = config.stash[PEERS_NOT_HERE]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     from bench import shapes
 
+    device, size = torch.device(metafunc.config.getoption("--device")), metafunc.config.getoption("--size")
     for kind in ("logits", "hidden"):
         name = f"{kind}_head"
         if name in metafunc.fixturenames:
-            config = metafunc.config
-            table = shapes.heads(kind, config.getoption("--size"), torch.device(config.getoption("--device")))
-            metafunc.parametrize(name, table, ids=str)
+            # Module scope: all that is timed of one shape comes before the next shape, should the time run out.
+            metafunc.parametrize(name, shapes.heads(kind, size, device), ids=str, scope="module")
+    if "teca_shape" in metafunc.fixturenames:
+        table = shapes.TECA["smoke" if size == "smoke" else device.type]
+        metafunc.parametrize("teca_shape", table, ids=lambda shape: "x".join(map(str, shape)))
 
 
 @pytest.fixture
@@ -41,20 +80,26 @@ def size(request: pytest.FixtureRequest) -> str:
     return request.config.getoption("--size")
 
 
-def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict) -> None:
-    """Replaces what names a person's machine by what a reader needs: device, driver, versions."""
-    cpu = machine_info.get("cpu", {})
-    machine_info.clear()
-    machine_info.update(
-        cpu=cpu.get("brand_raw", platform.processor()),
-        threads=torch.get_num_threads(),
-        python=platform.python_version(),
-        torch=torch.__version__,
-        cer_ext={key: cer_ext.build_info()[key] for key in ("version", "compiler", "cpu_isa", "cuda", "cuda_archs")},
-    )
-    for package in ("trl", "transformers"):
-        machine_info[package] = __import__(package).__version__
-    if config.getoption("--device") == "cuda":
-        properties = torch.cuda.get_device_properties(0)
-        machine_info["gpu"] = {"name": properties.name, "memory_bytes": properties.total_memory}
-        machine_info["cuda"] = torch.version.cuda
+@pytest.fixture(autouse=True)
+def in_time(request: pytest.FixtureRequest) -> None:
+    """Skips a comparison for which the time is up, and names it in the file."""
+    if time.monotonic() > request.config.stash[DEADLINE]:
+        request.config.stash[LEFT_OUT].append(request.node.name)
+        pytest.skip("the time was up")
+
+
+@pytest.fixture
+def head_peers(request: pytest.FixtureRequest, device: torch.device) -> dict:
+    """The heads of other projects that load here, by name; those that do not are named in the file."""
+    from bench import peers
+
+    heads, missing = peers.heads(device)
+    request.config.stash[PEERS_NOT_HERE] |= missing
+    return heads
+
+
+def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
+    for name, why in config.stash[PEERS_NOT_HERE].items():
+        terminalreporter.write_line(f"not here: {name}: {why}")
+    for name in config.stash[LEFT_OUT]:
+        terminalreporter.write_line(f"left out, the time was up: {name}")

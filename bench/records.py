@@ -1,7 +1,7 @@
-"""What the benchmarks wrote, in one form: a record per operation and case, with ours, the peers and the limit.
+"""What the benchmarks wrote, as records: one per operation and case, with ours, the peers and the limit.
 
-In: JSON of pytest-benchmark as bench/ fills it (`pytest bench --benchmark-json=FILE`), or of bench.gpu.prove
-(result.json) and bench.gpu.benchmarks (head.json, logits.json). Out: Results; seconds, bytes and shares.
+In: the JSON that bench/comparison.py writes, or bench.gpu.prove's result.json, which holds such JSON for each stage
+that times. Out: Results; seconds, bytes and shares.
 
     share of the limit = seconds that the limit's rate needs for this work / seconds of ours
 
@@ -13,9 +13,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-OURS, ONE_PASS = "cer_ext", "cer_ext, one pass"
+OURS = "cer_ext"
 _LIMIT = "limit: "
-_STAGES = ("logits", "head")  # of bench.gpu.prove: those that time
 
 
 @dataclass(frozen=True)
@@ -85,32 +84,33 @@ class Results:
 
 
 def read(path: Path) -> Results:
-    """The file's records. Raises ValueError where it is of neither kind, or empty."""
+    """The file's records. Raises ValueError where it is not of bench/, or empty."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path}: expected JSON, {error}" if path.stat().st_size else f"{path}: is empty") from error
     kind = content if isinstance(content, dict) else {}
+    if "stages" in kind:  # bench.gpu.prove: each stage that times holds what it wrote
+        timed = [stage for stage in kind["stages"].values() if stage.get("benchmarks")]
+        if not timed:
+            raise ValueError(f"{path}: holds no timed record")
+        kind = timed[0] | {"benchmarks": [record for stage in timed for record in stage["benchmarks"]]}
+    if not {"benchmarks", "machine_info"} <= kind.keys():
+        found = f"an object with {', '.join(sorted(kind))}" if kind else type(content).__name__
+        wanted = "what `pytest bench --benchmark-json=FILE` or bench.gpu.prove writes"
+        raise ValueError(f"{path}: expected {wanted}, got {found}")
     try:
-        if "benchmarks" in kind and "machine_info" in kind:
-            where = _pytest_machine(kind["machine_info"])
-            records = [_pytest_record(record) for record in kind["benchmarks"]]
-        elif "stages" in kind:
-            where = _gpu_machine(kind)
-            stages = [kind["stages"].get(name, {}) for name in _STAGES]
-            records = [made for stage in stages for record in stage.get("records", []) for made in _gpu_records(record)]
-        elif "records" in kind and "left_out" in kind:
-            where = "machine not in this file (it is in result.json)"
-            records = [made for record in kind["records"] for made in _gpu_records(record)]
-        else:
-            found = f"an object with {', '.join(sorted(kind))}" if kind else type(content).__name__
-            wanted = "what `pytest bench --benchmark-json=FILE` or bench.gpu.prove writes"
-            raise ValueError(f"{path}: expected {wanted}, got {found}")
+        made = results(path.stem, kind)
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: a record is not as bench/ writes it: {type(error).__name__}: {error}") from error
-    if not records:
+    if not made.records:
         raise ValueError(f"{path}: holds no timed record")
-    return Results(path.stem, where, tuple(records))
+    return made
+
+
+def results(name: str, content: dict) -> Results:
+    """What bench/comparison.py wrote, as records."""
+    return Results(name, _machine(content["machine_info"]), tuple(_record(found) for found in content["benchmarks"]))
 
 
 def sized(shape) -> str:
@@ -131,14 +131,15 @@ def _work(physical: dict) -> tuple[float, str]:
     return (physical["flops"], "FLOP") if physical.get("flops") else (physical.get("bytes", 0), "B")
 
 
-# pytest-benchmark -----------------------------------------------------------------------------------------------------
-def _pytest_machine(machine: dict) -> str:
+def _machine(machine: dict) -> str:
     versions = ", ".join(f"{name} {machine[name]}" for name in ("torch", "trl", "transformers") if name in machine)
-    where = machine["gpu"]["name"] if "gpu" in machine else f"{machine['cpu']}, {machine['threads']} threads"
-    return f"{where}; {versions}"
+    where = f"{machine['cpu']}, {machine['threads']} threads"
+    if gpu := machine.get("gpu"):
+        where = gpu["name"] + (f", driver {gpu['driver_version']}" if "driver_version" in gpu else "")
+    return f"{'REHEARSAL, not a measurement: ' if machine.get('rehearsal') else ''}{where}; {versions}"
 
 
-def _pytest_record(record: dict) -> Record:
+def _record(record: dict) -> Record:
     info = record["extra_info"]
     case = record["name"].split("[", 1)[1].rstrip("]") if "[" in record["name"] else ""
     gemms = None
@@ -147,67 +148,29 @@ def _pytest_record(record: dict) -> Record:
         gemms = info["physical"].get("flops", 0) / (2 * shape[0] * shape[1] * shape[-1])
         rest = [part for part in head[5].split("-") if part and part not in record["group"]]
         case = ", ".join([head[1], sized(shape), *rest])
-    peaks = info.get("step_peak_bytes", {})
+    peaks = info.get("peak_bytes", {}) | info.get("step_peak_bytes", {})
+    failures, times = info.get("failures", {}), {OURS: info["median_s"], **info["peers_s"]}
+
+    def variant(name: str) -> Variant:
+        spread = info.get("spread_s", {}).get(name)
+        return Variant(
+            name,
+            times.get(name),
+            None if spread is None else tuple(spread),
+            peaks.get(name),
+            info.get("entropy_error", {}).get(name),
+            failures.get(name),
+        )
+
+    limits = [name for name in times if name.startswith(_LIMIT)]
     work, unit = _work(info["physical"])
-    limits = [name for name in info["peers_s"] if name.startswith(_LIMIT)]
     return Record(
         record["group"],
         case,
-        Variant(OURS, info["median_s"], peak_bytes=peaks.get(OURS)),
-        tuple(
-            Variant(name, seconds, peak_bytes=peaks.get(name))
-            for name, seconds in info["peers_s"].items()
-            if name not in limits
-        ),
-        _limit(limits[0], info["peers_s"][limits[0]], gemms) if limits else None,
+        variant(OURS),
+        tuple(variant(name) for name in [*info["peers_s"], *failures] if not name.startswith(_LIMIT)),
+        _limit(limits[0], times[limits[0]], gemms) if limits else None,
         work,
         unit,
         info.get("head_ratio"),
     )
-
-
-# bench.gpu ------------------------------------------------------------------------------------------------------------
-def _gpu_machine(result: dict) -> str:
-    machine = result["machine"]
-    gpu = (machine["gpu"] or "").splitlines()[1:]  # nvidia-smi's CSV, with a line of names
-    where = ", driver ".join(gpu[0].split(", ")[:2]) if gpu else "no GPU"
-    versions = ", ".join(f"{name} {version}" for name, version in machine["packages"].items())
-    return f"{'REHEARSAL, not a measurement: ' if result['dry_run'] else ''}{where}; {versions}"
-
-
-def _gpu_variant(name: str, record: dict) -> Variant:
-    timing = record["timings"].get(name, {})
-    return Variant(
-        name,
-        timing["median_ms"] / 1e3 if timing else None,
-        (timing["p20_ms"] / 1e3, timing["p80_ms"] / 1e3) if timing else None,
-        timing.get("peak_extra_bytes"),
-        record["entropy_relative_error"].get(name),
-        record["failures"].get(name),
-    )
-
-
-def _gpu_records(record: dict) -> list[Record]:
-    """The record, and where the one-pass loss was timed in it, that as ours in a record of its own."""
-    operation, dtype = re.fullmatch(r"(.*?)(?: (bfloat16|float16|float32|float64))?", record["operation"]).groups()
-    shape = record["shape"]
-    case = sized(shape) + (f", {dtype}" if dtype else "")
-    names = list(dict.fromkeys([OURS, *record["timings"], *record["failures"]]))
-    variants = {name: _gpu_variant(name, record) for name in names if not name.startswith(_LIMIT)}
-    one_pass = variants.pop(ONE_PASS, None)
-    limit = next((name for name in record["timings"] if name.startswith(_LIMIT)), None)
-    work, unit = _work(record)
-    one_gemm = 2 * shape[0] * shape[1] * shape[-1]
-
-    def compared(operation: str, ours: Variant, peers: list[Variant], work: float) -> Record:
-        seconds = None if limit is None else record["timings"][limit]["median_ms"] / 1e3
-        found = None if limit is None else _limit(limit, seconds, work / one_gemm)
-        return Record(operation, case, ours, tuple(peers), found, work, unit)
-
-    ours = variants.pop(OURS)
-    made = [compared(operation, ours, list(variants.values()), work)]
-    if one_pass is not None:  # the same gradients with one product less
-        operation = operation.replace("forward + backward", "loss and gradients in one pass")
-        two_passes = Variant(f"{OURS}, two passes", ours.seconds, ours.spread_s, ours.peak_bytes, ours.entropy_error)
-        made.append(compared(operation, one_pass, [two_passes, *variants.values()], work - one_gemm))
-    return made

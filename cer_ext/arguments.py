@@ -18,7 +18,6 @@ from cer_ext.ops import SCALAR_TYPE
 from cer_ext.transform import SMALLEST_TEMPERATURE, Scalars
 
 _LOGIT_DTYPES = ", ".join(str(dtype) for dtype in SCALAR_TYPE)
-_INT64 = range(-(2**63), 2**63)
 
 
 def as_tensor(name: str, value: Any) -> Tensor:
@@ -73,7 +72,9 @@ def check_temperature(
     """(None, T) for one temperature, (tensor, 1.0) for one per row. A tensor's values are checked by the op."""
     if type(temperature) is float and SMALLEST_TEMPERATURE <= temperature < math.inf:
         return None, temperature
-    if not isinstance(temperature, Tensor) and not hasattr(temperature, "__dlpack__"):
+    # Numbers by name: torch.compile's stand-ins for those that change between calls have no attributes to ask for.
+    is_number = isinstance(temperature, int | float)
+    if is_number or not (isinstance(temperature, Tensor) or hasattr(temperature, "__dlpack__")):
         value = check_number("temperature", temperature, "a positive finite number or a tensor with one per row")
         if not SMALLEST_TEMPERATURE <= value < math.inf:
             raise ValueError(f"temperature: expected a positive finite number (2^-126 at least), got {temperature}")
@@ -128,7 +129,7 @@ def check_validate(validate: Any, device: torch.device) -> bool:
 
 
 def check_integer(name: str, value: Any) -> int:
-    if type(value) is int and value in _INT64:
+    if type(value) is int and -(2**63) <= value < 2**63:
         return value
     try:
         index = None if isinstance(value, bool) else operator.index(value)
@@ -136,7 +137,7 @@ def check_integer(name: str, value: Any) -> int:
         index = None
     if index is None:
         raise TypeError(f"{name}: expected an integer, got {type(value).__name__}")
-    if index not in _INT64:
+    if not -(2**63) <= index < 2**63:
         raise ValueError(f"{name}: expected a 64-bit integer, got {value}")
     return index
 

@@ -1,18 +1,16 @@
 """What was built, and what will be used where.
 
-In: nothing. Out: a dictionary that prints as a page. Asks the drivers no more than torch.cuda.is_available() does.
+In: nothing. Out: a dictionary that prints as a page. The driver is asked for its version and its devices, no more.
 """
 
 from __future__ import annotations
 
-import importlib.metadata
-import importlib.util
 from typing import Any
 
 import torch
 
 import cer_ext
-from cer_ext import ops
+from cer_ext import cuda_driver, ops
 
 
 class BuildInfo(dict):
@@ -31,23 +29,14 @@ def _text(value: Any) -> str:
     return str(value)
 
 
-def _cupy_version() -> str | None:
-    """The version of an installed CuPy, whatever CUDA it is built for; it is not imported."""
-    if importlib.util.find_spec("cupy") is None:
-        return None
-    for name in importlib.metadata.packages_distributions().get("cupy", ()):
-        return importlib.metadata.version(name)
-    return "unknown"
-
-
 def build_info() -> BuildInfo:
     """What cer_ext was built with and which kernels it will use on each device, and why.
 
     Returns:
         dict with `version`, `torch`, what the native part says of itself (`compiler`, `cpu_isas` compiled, `cpu_isa`
-        chosen, `cuda`, ...), `cupy` (version or None), `cpu_backend` and `cuda_backend` (text: which kernels serve
-        tensors there, and why), `cpu_bfloat16_logits` (text: what multiplies a bfloat16 head there). print() shows it
-        as a page.
+        chosen, `cuda`, ...), `cuda_driver` and `cuda_capabilities` of the devices here, `cupy` (name and version, or
+        None), `cpu_backend` and `cuda_backend` (text: which kernels serve tensors there, and why),
+        `cpu_bfloat16_logits` (text: what multiplies a bfloat16 head there). print() shows it as a page.
 
     Example:
         >>> import cer_ext
@@ -61,12 +50,15 @@ def build_info() -> BuildInfo:
     else:
         names = {"native": "native kernels", "nvrtc": "kernels compiled at first use", None: "none"}
         cuda = f"{names[backend]}: {reason}"
-    cupy = _cupy_version()
+    cupy = cuda_driver.cupy_distribution()
+    driver = cuda_driver.driver()
     return BuildInfo(
         version=cer_ext.__version__,
         torch=torch.__version__,
         **native,
-        cupy=cupy,
+        cuda_driver=None if driver is None else "for CUDA {}.{}".format(*driver.version),
+        cuda_capabilities=[] if driver is None else ["{}.{}".format(*pair) for pair in driver.capabilities],
+        cupy=None if cupy is None else " ".join(cupy),
         cpu_backend=f"native kernels for {native['cpu_isa']}, up to {torch.get_num_threads()} threads (as torch)",
         cpu_bfloat16_logits=(
             "products of bfloat16 summed in float32, by the kernel head_tile (weights with contiguous rows)"

@@ -100,8 +100,6 @@ def refuse_double_backward(ctx, *grads) -> None:
 
 def refuse_forward_mode(**tensors: Tensor | None) -> None:
     """Raise where an argument carries a tangent, which the op would drop without a word."""
-    if torch.compiler.is_compiling():
-        return
     for name, tensor in tensors.items():
         if tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None:
             raise RuntimeError(

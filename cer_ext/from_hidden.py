@@ -351,7 +351,7 @@ def linear_logprobs_and_entropy(
     head = arguments.check_head(
         hidden, weight, target, bias, temperature, logit_scale, softcap, ignore_index, workspace_bytes, validate
     )
-    refuse_forward_mode(hidden=head.hidden, weight=head.weight, bias=head.bias)
+    refuse_forward_mode(hidden=head.hidden, weight=head.weight, bias=head.bias, temperature=head.temperature)
     want_entropy = arguments.check_flag("return_entropy", return_entropy)
     want_lse = arguments.check_flag("return_lse", return_lse)
     logprobs, entropy, lse = run_head(head, want_entropy, want_lse)

@@ -416,7 +416,7 @@ def logprobs_and_entropy(
     inplace_backward = arguments.check_flag("inplace_backward", inplace_backward) and not torch.compiler.is_compiling()
     if inplace_backward:
         _check_inplace_backward(logits)
-    refuse_forward_mode(logits=logits)
+    refuse_forward_mode(logits=logits, temperature=per_row)
     scalars = Scalars(
         temperature_all, arguments.check_logit_scale(logit_scale), arguments.check_softcap(softcap)
     ).pack()

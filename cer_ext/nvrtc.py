@@ -181,23 +181,30 @@ def kernel_sources() -> Path:
     )
 
 
+def kernel_header(name: str) -> str:
+    """The file of csrc/cuda that declares a kernel."""
+    for prefix, file in (
+        ("cer_fold_tile", "fold_tile.cuh"),
+        ("cer_merge_splits", "fold_tile.cuh"),
+        ("cer_finish_rows", "finish_rows.cuh"),
+        ("cer_grad_tile", "grad_tile.cuh"),
+        ("cer_teca", "teca.cuh"),
+    ):
+        if name.startswith(prefix):
+            return file
+    raise ValueError(f"{name}: no kernel of this package")
+
+
 @functools.cache
 def kernel_source(name: str) -> str:
     """The CUDA C++ text of one kernel, headers written out; of a file's kernels made by macro only that one."""
-    file = next(
-        file
-        for prefix, file in (
-            ("cer_fold_tile", "fold_tile.cuh"),
-            ("cer_merge_splits", "fold_tile.cuh"),
-            ("cer_finish_rows", "finish_rows.cuh"),
-            ("cer_grad_tile", "grad_tile.cuh"),
-            ("cer_teca", "teca.cuh"),
-        )
-        if name.startswith(prefix)
-    )
-    root = kernel_sources()
+    return source_text(name, kernel_sources())
+
+
+def source_text(name: str, root: Path) -> str:
+    """kernel_source from the device code in the folder `root`."""
     lines: list[str] = []
-    _write_out(root / "cuda" / file, root, lines, set())
+    _write_out(root / "cuda" / kernel_header(name), root, lines, set())
     kept = (line for line in lines if not re.match(r"CER_\w+_KERNEL\(", line) or f"({name}," in line)
     return _PRELUDE + "\n".join(kept) + "\n"
 

@@ -12,7 +12,6 @@ On CUDA the kernel may still run when the function returns; torch's caching allo
 from __future__ import annotations
 
 import functools
-import importlib.util
 import types
 import warnings
 from typing import NamedTuple
@@ -28,6 +27,7 @@ except ImportError as error:
         "`pip install .` there (`pip install -e .` to work on it)"
     ) from error
 
+from cer_ext import cuda_driver
 from cer_ext.transform import Transform
 
 native_build = _C.build
@@ -49,14 +49,14 @@ def _address(tensor: Tensor | None) -> int:
 
 
 def cuda_backend() -> tuple[str | None, str]:
-    """Which kernels serve CUDA tensors ("native", "nvrtc" or None), and why. Touches no GPU."""
-    if hasattr(_C, "cuda_fold_tile"):
-        return "native", "cer_ext._C was built with CUDA kernels"
-    if importlib.util.find_spec("cupy") is not None:
-        return "nvrtc", "cer_ext._C was built without CUDA; CuPy is installed and compiles the kernels at first use"
-    return None, (
-        "cer_ext._C was built without CUDA and CuPy is not installed: install cer_ext where nvcc is found, or add CuPy "
-        "(pip install 'cer_ext[cupy]') to compile the kernels at first use"
+    """Which kernels serve CUDA tensors ("native", "nvrtc" or None), and why. Makes no CUDA context."""
+    build = native_build()
+    cupy = cuda_driver.cupy_distribution()
+    return cuda_driver.choose_kernels(
+        build["cuda_toolkit"] if build["cuda"] else None,
+        build["cuda_archs"],
+        cuda_driver.driver(),
+        None if cupy is None else cupy[0],
     )
 
 

@@ -1,4 +1,4 @@
-"""The reward of Cumulative Entropy Regulation.
+"""The reward of Cumulative Entropy Regulation, and the scale of its variant on the total entropy.
 
 In: TECA of each response, and whether its answer is right. Out: one reward per response.
 
@@ -6,12 +6,17 @@ In: TECA of each response, and whether its answer is right. Out: one reward per 
 
 weight = 1/2 is the published one: the mean of 1 and 1 + e^(-TECA_last). Few numbers, so plain torch.
 
+The variant that padding cannot game takes S / S0 in the place of TECA_last: S is the sum of the token entropies, S0
+what right answers to the same prompt usually need (group_scales). Why a group's median: trainer/rewards/entropy.py.
+
 Source: Cumulative Entropy Regulation, arXiv 2510.02249.
 """
 
 from __future__ import annotations
 
 import math
+import statistics
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +24,8 @@ from torch import Tensor
 
 from cer_ext import arguments, ops
 from cer_ext.teca import check_mask
+
+LEAST_SCALE_NATS = 1.0  # e^S: among how many responses a policy chooses; below one nat hardly a choice is left
 
 
 def _last(teca: Tensor, mask: Tensor | None) -> Tensor:
@@ -82,7 +89,7 @@ def cer_reward(teca_or_last: Any, correct: Any, *, mask: Any = None, weight: flo
     correct = _check_correct(correct, teca.device)
     arguments.check_same_device("correct", correct, "teca_or_last", teca)
     weight = arguments.check_number("weight", weight)
-    if not math.isfinite(weight):
+    if not -math.inf < weight < math.inf:
         raise ValueError(f"weight: expected a finite number, got {weight}")
     if teca.dim() == correct.dim() + 1:
         if mask is not None:
@@ -100,3 +107,40 @@ def cer_reward(teca_or_last: Any, correct: Any, *, mask: Any = None, weight: flo
         )
     teca = teca.to(ops.real_dtype(teca.dtype))
     return torch.where(correct, 1.0 + weight * torch.exp(-teca), 0.0)
+
+
+def group_scales(
+    values: Sequence[float],
+    correct: Sequence[bool | None],
+    groups: Sequence[Hashable] | None,
+    *,
+    least: float = LEAST_SCALE_NATS,
+) -> list[float]:
+    """The scale S0 of each response: the median of `values` over the right answers of its group, at least `least`.
+
+    Args:
+        values: (B,) what the reward is to fall with, here the sum of the token entropies, nats.
+        correct: (B,) whether the answer is right; None counts as wrong.
+        groups: (B,) equal for responses to the same prompt; None: all are.
+        least: the scale of a group without a right answer, and the smallest of all, in the unit of `values`.
+
+    Returns:
+        (B,) floats.
+
+    Raises:
+        ValueError: arguments of different lengths.
+
+    Example:
+        >>> from cer_ext.reward import group_scales
+        >>> group_scales([10.0, 30.0, 99.0, 0.2], [True, True, False, True], ["a", "a", "a", "b"])
+        [20.0, 20.0, 20.0, 1.0]
+    """
+    groups = [None] * len(values) if groups is None else groups
+    if not len(values) == len(correct) == len(groups):
+        raise ValueError(f"group_scales: {len(values)} values, {len(correct)} of correct, {len(groups)} of groups")
+    right: dict[Hashable, list[float]] = {}
+    for group, value, is_right in zip(groups, values, correct, strict=True):
+        if is_right:
+            right.setdefault(group, []).append(value)
+    medians = {group: max(statistics.median(members), least) for group, members in right.items()}
+    return [medians.get(group, least) for group in groups]

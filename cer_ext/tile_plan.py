@@ -22,9 +22,13 @@ PREFERRED_ROWS = {"cpu": 512, "cuda": 4096}
 # one of 64 MiB made the whole forward half as slow again (D = 256). CUDA tiles are as wide as the workspace allows.
 PREFERRED_COLUMNS = {"cpu": 2048, "cuda": 2**31}
 FEWEST_COLUMNS = 64
-# Where whole rows are kept, a tile is what one GEMM makes: on CUDA 416 rows of it are 13 MiB, less than the L2.
-WHOLE_ROW_WORKSPACE_BYTES = {"cpu": 256 * 2**20, "cuda": 256 * 2**20}
-WHOLE_ROW_COLUMNS = {"cpu": 2048, "cuda": 8192}
+# Where whole rows are kept, a tile is what one GEMM makes. cuBLAS cuts it into blocks of 128 rows and gives every
+# multiprocessor one at a time: 416 rows pay for 512. 512 rows of 151936 and a tile of dlogits are 313 MiB; a tile of
+# 132 x 128 columns fills the 132 multiprocessors of an H100 in whole waves (bench/gpu/gemm_model.py: 2.5x the bare GEMM
+# for a frozen head, where 416 x 8000 takes 3.2x).
+WHOLE_ROW_WORKSPACE_BYTES = {"cpu": 256 * 2**20, "cuda": 320 * 2**20}
+WHOLE_ROW_COLUMNS = {"cpu": 2048, "cuda": 132 * 128}
+WHOLE_ROW_UNIT = {"cpu": 16, "cuda": 128}
 
 
 class Tiling(NamedTuple):
@@ -95,11 +99,13 @@ def plan_whole_rows(
     bytes_per_tile_logit: int,
     bytes_per_column: int,
     columns: int,
+    unit: int,
 ) -> Tiling:
     """The most rows whose logits fit whole, in column tiles of one width of at most `columns`:
     rows * (vocabulary * bytes_per_logit + cols * bytes_per_tile_logit) + cols * bytes_per_column <= workspace_bytes.
 
-    Row tiles are evened out, in multiples of 16 rows where there are as many. Raises ValueError where no row fits.
+    Row tiles are evened out, in multiples of `unit` rows where there are as many (of 16 where not). Raises ValueError
+    where no row fits.
     """
     cols = even_columns(vocabulary, columns)
     per_row = vocabulary * bytes_per_logit + cols * bytes_per_tile_logit
@@ -107,7 +113,7 @@ def plan_whole_rows(
     if workspace_bytes < needed:
         raise ValueError(f"workspace_bytes: expected at least {needed} for these inputs, got {workspace_bytes}")
     most = (workspace_bytes - cols * bytes_per_column) // per_row
-    unit = 16 if most >= 16 else 1
+    unit = next(rows for rows in (unit, 16, 1) if rows <= most)
     even = -(-rows // -(-rows // (most - most % unit)))
     return Tiling(min(rows, -(-even // unit) * unit), cols)
 
@@ -147,6 +153,7 @@ def plan_head(
             bytes_per_tile_logit=low_size,
             bytes_per_column=bytes_per_column,
             columns=WHOLE_ROW_COLUMNS[device],
+            unit=WHOLE_ROW_UNIT[device],
         )
     columns = PREFERRED_COLUMNS[device]
     if long_tiles:

@@ -310,8 +310,8 @@ def linear_token_loss(
         softcap: None, or the positive bound that tanh holds the logits to (Gemma's final_logit_softcapping).
         ignore_index: rows with this target give 0 in every output and no gradient, whatever they hold.
         return_entropy: False spares the entropy.
-        workspace_bytes: most memory for logits, whatever N is; at least one row of V must fit. None: 256 MiB. More
-            means more rows at a time and so fewer passes over the weight.
+        workspace_bytes: most memory for logits, whatever N is; at least one row of V must fit. None: 256 MiB on CPU,
+            320 MiB on CUDA. More means more rows at a time and so fewer passes over the weight.
         validate: as in :func:`linear_logprobs_and_entropy`.
 
     Besides the workspace a call holds the wanted gradients in float32 (float64) until `backward`, which multiplies them
@@ -352,7 +352,7 @@ def linear_token_loss(
     head = arguments.check_head(
         hidden, weight, target, bias, temperature, logit_scale, softcap, ignore_index, workspace_bytes, validate
     )
-    refuse_forward_mode(hidden=head.hidden, weight=head.weight, bias=head.bias)
+    refuse_forward_mode(hidden=head.hidden, weight=head.weight, bias=head.bias, temperature=head.temperature)
     want_entropy = arguments.check_flag("return_entropy", return_entropy)
     if torch.compiler.is_compiling():
         run_eagerly = cast(Callable[..., TokenLoss], torch.compiler.disable(_run))

@@ -88,21 +88,25 @@ struct SoftmaxState {
       *this = other;
       return;
     }
-    if (other.m == m) {
-      c += other.c;
-      r += other.r;
-      u += other.u;
-      return;
-    }
-    const SoftmaxState high = other.m > m ? other : *this;
-    const SoftmaxState low = other.m > m ? *this : other;
-    const Acc d = distance(high.m, low.m, inverse_temperature);
+    SoftmaxState high = other.m > m ? other : *this;
+    SoftmaxState low = other.m > m ? *this : other;
+    low.raise_to(high.m, inverse_temperature);
+    high.c += low.c;
+    high.r += low.r;
+    high.u += low.u;
+    *this = high;
+  }
+
+  // The same entries counted from `top`, a maximum at least their own; states with one maximum merge by adding c, r, u.
+  CER_HD void raise_to(Acc top, Acc inverse_temperature) {
+    if (m == top) return;
+    const Acc d = distance(top, m, inverse_temperature);
     const Acc a = detail::exponential(-d);
-    const Acc s = low.c + low.r;
-    m = high.m;
-    c = high.c;
-    r = high.r + a * s;
-    u = high.u + a * (low.u + d * s);
+    const Acc s = c + r;
+    m = top;
+    c = Acc(0);
+    u = a * (u + d * s);
+    r = a * s;
   }
 
   CER_HD Acc log_sum() const { return detail::log_of(c) + detail::log1p_of(r / c); }

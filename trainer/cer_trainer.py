@@ -6,16 +6,28 @@ per completion, under the policy that is trained and at the sampling temperature
     teca         (1/|o|) sum_t H_t      mean token entropy of the completion, in nats (TECA at its last token)
     entropy_sum         sum_t H_t       its total, in nats: a mean is diluted by certain tokens, a total is not
 
-over the tokens that the policy wrote (tool results don't count). Both also go to the log and to the table of
-completions. A completion without any such token has no entropy: NaN, which TRL treats as "no reward".
+over the tokens that the policy wrote (tool results and tokens forced by an early exit don't count). Both also go to
+the log and to the table of completions. A completion without any such token has no entropy: NaN, which TRL treats as
+"no reward".
 
 Everything else is TRL's: generation, groups, advantages, losses, KL, adapters, logging, checkpoints, distribution.
 
-Where the entropies come from. TRL scores the rollouts under the policy before their rewards are known (the pass for
-old_per_token_logps) if its steps are misaligned or vLLM's importance correction is on; then they are read off that
-pass, with whatever dropout is on in it. Otherwise one more pass without gradient is made, in evaluation mode: it draws
-no random number, so training goes on exactly as in TRL. Never from the pass of the reference, which with PEFT runs the
-same model with another adapter.
+Where the entropies come from, `teca_source`:
+
+rollout    From decoding: the engine that draws a token has its distribution at hand, so no pass is made for them. By
+           transformers' generate (trainer/sampling/generate_processor.py), vLLM in this process (vllm_generation.py),
+           or a rollout_func that returns them. It is the entropy of softmax(z / T) under the weights and the precision
+           of that engine. The training forward finds the entropies of the same tokens under the policy; their
+           difference is logged (teca/rollout_difference, _max), and a warning given where rounding cannot explain it.
+scoring    From a pass of the policy. TRL makes one before the rewards are known (for old_per_token_logps) if its steps
+           are misaligned or vLLM's importance correction is on; then they are read off that pass, with whatever dropout
+           is on in it. Otherwise one more pass without gradient is made, in evaluation mode: it draws no random number,
+           so training goes on exactly as in TRL. Never from the pass of the reference, which with PEFT runs the same
+           model with another adapter.
+auto       rollout where it can be had, else scoring (tools, continuous batching, a server, other rollout_funcs).
+
+With `early_exit` a response is made to leave its thinking once its running TECA says that it has decided
+(trainer/sampling/early_exit.py). What it forces is masked from the loss as tool results are.
 
 The TRL privates this rests on are named, with the pinned version, in tests/trainer/test_trl_contract.py.
 """
@@ -23,35 +35,54 @@ The TRL privates this rests on are named, with the pinned version, in tests/trai
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-import trl
 from torch import Tensor
 from transformers.utils import is_peft_available
-from trl.models import prepare_fsdp
-from trl.trainer import grpo_trainer
-from trl.trainer.utils import pad
 
 from cer_ext import teca_last
+from trainer.sampling import vllm_support
 
-from .lm_head import add_fused_lm_head, evaluation_mode
+with vllm_support.trl_version_warnings_quiet():  # CERTrainer says once what was tested
+    import trl
+    from trl.models import prepare_fsdp
+    from trl.trainer import grpo_trainer
+    from trl.trainer.utils import pad
 
+from trainer.lm_head import add_fused_lm_head, evaluation_mode
+from trainer.sampling import rollout_entropy
+from trainer.sampling.batch_teca import BatchTeca
+from trainer.sampling.early_exit import EarlyExit
+from trainer.sampling.generate_processor import recorded_generate
+from trainer.sampling.teca_requests import Decoded
+
+log = logging.getLogger(__name__)
+
+TECA_SOURCES = ("auto", "rollout", "scoring")
 _REWARD_KEYWORDS = ("teca", "entropy_sum")
+_DECODED = "decoded"  # what a rollout_func of ours returns: a teca_requests.Decoded per completion
+_ROLLOUT_ENTROPIES = "rollout_entropies"  # (B, C) in the batches of TRL
 
 
 class CERTrainer(trl.GRPOTrainer):
     """`trl.GRPOTrainer` whose reward functions also receive `teca` and `entropy_sum` (list[float], nats).
 
-    A `rollout_func` that knows the entropies of its own sampling may return `teca` and `entropy_sum` itself; they are
-    then passed on and no pass is made for them.
+    A `rollout_func` that knows the entropies of its own sampling may return them per token, as `decoded`
+    (list[teca_requests.Decoded]), or `teca` and `entropy_sum` itself; then no pass is made for them.
+
+    Args (beside TRL's):
+        teca_source: "auto", "rollout" or "scoring"; see this file's header.
+        early_exit: the rule that ends a response's thinking, or None.
 
     Raises:
         ValueError: at construction, where the model's head can't be served, where the data already has a column of one
-            of these names, or where images would need a pass that TRL does not make (see `_scored_by_trl`).
+            of these names, where entropies or an early exit are asked of a rollout that cannot give them, or where
+            images would need a pass that TRL does not make (see `_scored_by_trl`).
 
     Example:
         >>> def reward(completions, teca, **kwargs):
@@ -59,14 +90,49 @@ class CERTrainer(trl.GRPOTrainer):
         >>> trainer = CERTrainer(model, reward, args=GRPOConfig(...), train_dataset=dataset)  # doctest: +SKIP
     """
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args, teca_source: str = "auto", early_exit: EarlyExit | None = None, **kwargs):
+        if teca_source not in TECA_SOURCES:
+            raise ValueError(f"teca_source is {teca_source!r}: expected one of {', '.join(TECA_SOURCES)}")
+        self.teca_source, self.early_exit = teca_source, early_exit
         # Set before TRL's own construction, which ends in methods overridden here.
         self._rollout_entropy: tuple[list[float], list[float]] | None = None
         self._awaits_old_pass = False
         self._rollout_tool_mask: list[list[int]] | None = None
-        with _cer_head():
+        self._decoded: list[Decoded] | None = None  # of the rollouts in hand
+        self._decoded_step = -1
+        self._training_entropies: Tensor | None = None
+        self._has_warned = False
+        with _names_of_ours(self), vllm_support.trl_version_warnings_quiet():
             super().__init__(*args, **kwargs)
+        self._check_rollouts()
         self._check_columns()
+
+    def _check_rollouts(self) -> None:
+        reason = self._no_entropies_from_rollout
+        if reason is not None and (self.early_exit is not None or self.teca_source == "rollout"):
+            wanted = "early_exit" if self.early_exit is not None else "teca_source='rollout'"
+            raise ValueError(f"{wanted} needs a rollout that shows its logits: {reason}")
+        if self.early_exit is not None:
+            self.early_exit.check_limit(self.args.max_completion_length)
+
+    @property
+    def _no_entropies_from_rollout(self) -> str | None:
+        """Why the rollout gives no entropies; None if it does, or if only its rollout_func knows."""
+        if self.tools:
+            return "with tools a completion is generated in several turns"
+        if self.rollout_func is not None:
+            return None
+        if self.use_vllm and self.vllm_mode != "colocate":
+            return "TRL's client of a vLLM server hands over none (vllm_mode='colocate' does)"
+        if self.use_transformers_continuous_batching:
+            return "transformers' continuous batching takes no logits processor"
+        return None
+
+    @property
+    def _records_rollout(self) -> bool:
+        """Whether the engine is watched while it generates."""
+        wanted = self.teca_source != "scoring" or self.early_exit is not None
+        return wanted and self.rollout_func is None and self._no_entropies_from_rollout is None
 
     def _check_columns(self) -> None:
         evaluation = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"eval": self.eval_dataset}
@@ -78,7 +144,8 @@ class CERTrainer(trl.GRPOTrainer):
                     f"the {split} dataset has columns {taken}, which CERTrainer gives to the reward functions itself; "
                     "rename them"
                 )
-            if columns.intersection(("image", "images")) and not self._scored_by_trl:
+            scored = self._scored_by_trl or (self._records_rollout and self.teca_source != "scoring")
+            if columns.intersection(("image", "images")) and not scored:
                 raise ValueError(_NO_PASS_WITH_IMAGES)
 
     def create_accelerator_and_postprocess(self):
@@ -98,24 +165,118 @@ class CERTrainer(trl.GRPOTrainer):
             self.use_vllm and self.vllm_importance_sampling_correction
         )
 
+    def _generate_single_turn(self, prompt_ids, *args, **kwargs):
+        self._decoded = None
+        if not self._records_rollout:
+            return super()._generate_single_turn(prompt_ids, *args, **kwargs)
+        if self.use_vllm:
+            result = super()._generate_single_turn(prompt_ids, *args, **kwargs)
+            self._decoded = self.vllm_generation.take_decoded()
+            return result
+        teca = BatchTeca(
+            prompt_ids,
+            temperature=self.temperature,
+            limit=self.args.max_completion_length,
+            device=self.accelerator.device,
+            rule=self.early_exit,
+        )
+        with recorded_generate(self.accelerator.unwrap_model(self.model_wrapped), teca):
+            completion_ids, logprobs = super()._generate_single_turn(prompt_ids, *args, **kwargs)
+        self._decoded = teca.decoded([len(ids) for ids in completion_ids])
+        return completion_ids, logprobs
+
     def _generate(self, prompts: list):
-        rollouts = super()._generate(prompts)
+        self._decoded = None
+        rollouts = list(super()._generate(prompts))
         prompt_ids, completion_ids, tool_mask, _, _, extra_fields, images, _ = rollouts
+        self._decoded = extra_fields.pop(_DECODED, self._decoded)
+        if self.early_exit is not None:
+            if self._decoded is None:
+                raise ValueError("early_exit is set, but rollout_func made none: return 'decoded', see CERTrainer")
+            tool_mask = self._masked_with(tool_mask)
+            rollouts[2] = tool_mask
         self._rollout_entropy = None
         self._awaits_old_pass = False
         self._rollout_tool_mask = tool_mask
         given = [key for key in _REWARD_KEYWORDS if key in extra_fields]
-        if given:
-            if len(given) != len(_REWARD_KEYWORDS):
-                raise ValueError(f"rollout_func returned {given} only; return {list(_REWARD_KEYWORDS)} or neither")
-            self._rollout_entropy = tuple(extra_fields.pop(key) for key in _REWARD_KEYWORDS)
+        if given and len(given) != len(_REWARD_KEYWORDS):
+            raise ValueError(f"rollout_func returned {given} only; return {list(_REWARD_KEYWORDS)} or neither")
+        given = tuple(extra_fields.pop(key) for key in given)
+        if given and self.teca_source != "scoring":
+            self._rollout_entropy = given
+        elif self._decoded is not None and self.teca_source != "scoring":
+            self._keep_decoded_entropy(completion_ids)
+        elif self.teca_source == "rollout":
+            raise ValueError("teca_source='rollout', but rollout_func returned no entropies; see CERTrainer")
         elif self._scored_by_trl and not self._some_rollout_is_masked(completion_ids):
             self._awaits_old_pass = True
         elif images is not None or (self._is_vlm and self.rollout_func is not None):
             raise ValueError(_NO_PASS_WITH_IMAGES)
         else:
             self._score_rollouts(prompt_ids, completion_ids)
-        return rollouts
+        return tuple(rollouts)
+
+    def _masked_with(self, tool_mask: list[list[int]] | None) -> list[list[int]]:
+        """TRL's mask of tokens that the policy wrote, without those that the early exit forced; counts the exits."""
+        masks = rollout_entropy.written_by_policy(self._decoded, self.early_exit)
+        for one, mask in zip(self._decoded, masks, strict=True):
+            self._log_metric("early_exit/share", float(one.fired is not None))
+            self._log_metric("early_exit/forced_tokens", float(len(mask) - sum(mask)))
+        if tool_mask is None:
+            return masks
+        return [[a & b for a, b in zip(*pair, strict=True)] for pair in zip(tool_mask, masks, strict=True)]
+
+    def _keep_decoded_entropy(self, completion_ids: list[list[int]]) -> None:
+        """`teca` and `entropy_sum` from decoding."""
+        entropies = [one.entropies for one in self._decoded]
+        if [len(row) for row in entropies] != [len(ids) for ids in completion_ids]:
+            raise RuntimeError("the rollout gave another number of entropies than of tokens")
+        masks = self._rollout_tool_mask or [[1] * len(row) for row in entropies]
+        self._rollout_entropy = rollout_entropy.teca_and_sum(entropies, masks)
+        self._decoded_step = self.state.global_step
+
+    def _generate_and_score_completions(self, inputs):
+        output = super()._generate_and_score_completions(inputs)
+        if self._decoded is not None and self.teca_source != "scoring":
+            entropies = [one.entropies for one in self._decoded]
+            output[_ROLLOUT_ENTROPIES] = rollout_entropy.padded(
+                entropies, output["completion_ids"].size(1), output["completion_ids"].device
+            )
+        return output
+
+    def _compute_loss(self, model, inputs):
+        self._training_entropies = None
+        loss = super()._compute_loss(model, inputs)
+        # Later steps on the same rollouts have other weights.
+        rollout = inputs.get(_ROLLOUT_ENTROPIES)
+        if rollout is not None and self.state.global_step == self._decoded_step:
+            mask = inputs["completion_mask"]
+            mask = mask if inputs.get("tool_mask") is None else mask * inputs["tool_mask"]
+            self._compare_entropies(rollout, self._training_entropies, mask)
+        self._training_entropies = None
+        return loss
+
+    def _compare_entropies(self, rollout: Tensor, training: Tensor, mask: Tensor) -> None:
+        """Log how far the entropies from decoding are from the training forward's; warn if rounding can't be why."""
+        values = torch.stack(rollout_entropy.differences(rollout, training, mask))
+        values = self.accelerator.gather(values[None])  # (processes, 2)
+        mean, largest = values[:, 0].mean().item(), values[:, 1].max().item()
+        mode = "train" if self.model.training else "eval"
+        self._metrics[mode]["teca/rollout_difference"].append(mean)
+        self._metrics[mode]["teca/rollout_difference_max"].append(largest)
+        dtypes = [torch.bfloat16] if self.args.bf16 or self.args.fp16 else [p.dtype for p in self.model.parameters()]
+        limit = rollout_entropy.bound(dtypes)
+        if mean > limit and not self._has_warned and self.accelerator.is_main_process:
+            self._has_warned = True
+            log.warning(
+                "entropies from decoding differ from the training forward's by %.3g nats a token in the mean (at most "
+                "%.3g; rounding explains %.3g): TECA is that of the distribution that was sampled from. Dropout, a "
+                "penalty, quantised weights or key/value cache, or stale weights can be why; --teca_source scoring "
+                "takes TECA from the policy",
+                mean,
+                largest,
+                limit,
+            )
 
     def _some_rollout_is_masked(self, completion_ids: list[list[int]]) -> bool:
         """Whether mask_truncated_completions hides a completion of any process from TRL's passes."""
@@ -159,6 +320,7 @@ class CERTrainer(trl.GRPOTrainer):
         )
         if is_old_pass:
             self._keep_rollout_entropy(result[1], attention_mask[:, -logits_to_keep:])
+        self._training_entropies = result[1]
         return result
 
     def _keep_rollout_entropy(self, entropies: Tensor, mask: Tensor) -> None:
@@ -189,9 +351,10 @@ class CERTrainer(trl.GRPOTrainer):
 
 
 _NO_PASS_WITH_IMAGES = (
-    "TECA of rollouts with images can only be read off a pass that TRL itself makes over them: choose "
-    "gradient_accumulation_steps that is no multiple of steps_per_generation * num_iterations, or use_vllm=True with "
-    "vllm_importance_sampling_correction=True, and mask_truncated_completions=False"
+    "TECA of rollouts with images comes from decoding (teca_source='auto' or 'rollout'), or can only be read off a "
+    "pass that TRL itself makes over them: choose gradient_accumulation_steps that is no multiple of "
+    "steps_per_generation * num_iterations, or use_vllm=True with vllm_importance_sampling_correction=True, and "
+    "mask_truncated_completions=False"
 )
 
 _construction = threading.RLock()
@@ -216,15 +379,17 @@ def _prepare_fsdp(model, accelerator):
 
 
 @contextmanager
-def _cer_head() -> Iterator[None]:
-    """While TRL constructs a trainer, three names of its module stand for ours.
+def _names_of_ours(trainer: CERTrainer) -> Iterator[None]:
+    """While TRL constructs a trainer, some names of its module stand for ours.
 
     `add_fused_lm_head` is called once per model at the one point where it belongs: after TRL has chosen, wrapped and
     cast the models, before FSDP or DeepSpeed take them. Patching afterwards would be too late for the reference.
+    `VLLMGeneration` is where TRL starts vLLM.
     """
     ours = {"add_fused_lm_head": add_fused_lm_head, "prepare_fsdp": _prepare_fsdp}
     if is_peft_available():
         ours["BaseTunerLayer"] = _NoAdapterIsRefused
+    ours["VLLMGeneration"] = lambda *args, **kwargs: _vllm_generation(trainer, *args, **kwargs)
     with _construction:
         theirs = {name: getattr(grpo_trainer, name) for name in ours}
         try:
@@ -234,3 +399,10 @@ def _cer_head() -> Iterator[None]:
         finally:
             for name, value in theirs.items():
                 setattr(grpo_trainer, name, value)
+
+
+def _vllm_generation(trainer: CERTrainer, *args, **kwargs):
+    """TRL's VLLMGeneration that also records entropies and makes early exits."""
+    from trainer.sampling.vllm_generation import RecordingVLLMGeneration  # imports vLLM
+
+    return RecordingVLLMGeneration(*args, records=trainer._records_rollout, rule=trainer.early_exit, **kwargs)

@@ -20,6 +20,7 @@ import sys
 from trainer.catalogue.data_sets import DATA_SETS, EMBEDDED
 from trainer.catalogue.methods import METHODS
 from trainer.evaluation.requests import DTYPES, ENGINES, Sampling
+from trainer.sampling.early_exit import DEFAULT_TEXT
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -30,7 +31,12 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         epilog="A run that ended in any way is continued by the same command.",
     )
     model = parser.add_argument_group("model")
-    model.add_argument("--model", required=True, help="directory or hub name of a causal language model")
+    model.add_argument(
+        "--model",
+        "--model_name_or_path",
+        required=True,
+        help="directory or hub name of a causal language model, a .gguf file, or smollm2 (a real one that pip brings)",
+    )
     model.add_argument("--revision", help="revision of a hub name")
     model.add_argument("--adapter", help="PEFT adapter (directory or hub name) on top of it")
     model.add_argument("--dtype", choices=DTYPES, default="auto", help="auto: as the checkpoint was saved (default)")
@@ -59,9 +65,13 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     what.add_argument("--limit", type=int, help="only the first LIMIT problems of each benchmark")
     what.add_argument("--samples", type=int, default=1, help="responses per problem (default: 1)")
     what.add_argument(
-        "--system_prompt",
-        help="instead of the method's (cod and ccot keep theirs); an empty one leaves the system turn out",
+        "--prompt",
+        help="how thinking and no_thinking ask: a YAML or JSON file with system_prompt, instruction and worked "
+        "examples, the name of a packaged one, or a run's directory (default: what the policy was trained on, where "
+        "that is known)",
     )
+    what.add_argument("--system_prompt", help="in its place; an empty one leaves the system turn out")
+    what.add_argument("--instruction", help="appended to every question; an empty one leaves it out")
     what.add_argument(
         "--score", metavar="FILE", help="score the responses in this jsonl file instead of generating any"
     )
@@ -80,6 +90,21 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
             f"--{name}", type=kind, default=getattr(default, name), help=f"{text} (default: {getattr(default, name)})"
         )
     sampling.add_argument("--seed", type=int, default=0, help="of everything that is drawn (default: 0)")
+
+    exits = parser.add_argument_group("early exit: end the thinking once the model has decided")
+    exits.add_argument(
+        "--early_exit", type=float, metavar="NATS", help="leave once the running TECA is below this (default: never)"
+    )
+    exits.add_argument("--early_exit_min_tokens", type=int, default=32, help="not before so many tokens (default: 32)")
+    exits.add_argument(
+        "--early_exit_window", type=int, default=0, help="the mean of the last so many entropies; 0: of all, TECA"
+    )
+    exits.add_argument(
+        "--early_exit_text",
+        default=DEFAULT_TEXT,
+        help="what is written then: the token that ends the thinking, or, for a model without one, a text that begins "
+        f"the answer (default: {DEFAULT_TEXT})",
+    )
 
     execution = parser.add_argument_group("execution (may change between a run and its continuation)")
     execution.add_argument("--batch_size", type=int, help="responses at once (default: 32, vllm 256, --score 8)")
@@ -105,6 +130,8 @@ def check_options(arguments: argparse.Namespace) -> None:
         raise ValueError("nothing to do: give --benchmarks, or --score FILE")
     if arguments.score is not None and arguments.benchmarks:
         raise ValueError("--score takes its responses from the file: --benchmarks does not go with it")
+    if arguments.score is not None and arguments.early_exit is not None:
+        raise ValueError("--score generates nothing: --early_exit does not go with it")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from trainer.catalogue.data_sets import DATA_SETS
+from trainer.sampling import vllm_support
 from trainer.training import arguments
 
 
@@ -25,7 +26,10 @@ def main(argv: list[str] | None = None) -> int:
         arguments.make_parser().print_help()
         return 0
     try:
-        run, config, model = arguments.parse(argv)
+        with vllm_support.trl_version_warnings_quiet():
+            run, config, model = arguments.parse(argv)
+        if config.use_vllm:
+            vllm_support.prepare_environment(cpu=config.device.type == "cpu")
         _quiet(config)
         command = arguments.command_without_resume(argv)
         with _this_process_alone(config, command):
@@ -73,7 +77,19 @@ def _quiet(config) -> None:
         transformers.utils.logging.set_verbosity_error()
 
 
-def _problems(run: arguments.RunArguments, config, tokenizer) -> tuple:
+def prompt_of_run(run: arguments.RunArguments):
+    """How this run puts its questions. Raises ConfigError."""
+    from trainer.datasets import BOXED_INSTRUCTION
+    from trainer.prompts.prompt import Prompt, read_prompt
+
+    try:
+        prompt = Prompt(instruction=BOXED_INSTRUCTION) if run.prompt is None else read_prompt(run.prompt)
+    except ValueError as error:
+        raise arguments.ConfigError(str(error)) from error
+    return prompt.with_parts(system_prompt=run.system_prompt, instruction=run.instruction)
+
+
+def _problems(run: arguments.RunArguments, config, tokenizer, prompt) -> tuple:
     """The problems for training and for evaluation (None: no evaluation), without prompts that are too long.
 
     Raises ConfigError.
@@ -91,6 +107,7 @@ def _problems(run: arguments.RunArguments, config, tokenizer) -> tuple:
             config=run.dataset_config,
             question_column=run.question_column,
             answer_column=run.answer_column,
+            prompt=prompt,
             max_samples=run.max_samples,
         )
         if run.eval_dataset is not None:
@@ -98,6 +115,7 @@ def _problems(run: arguments.RunArguments, config, tokenizer) -> tuple:
                 run.eval_dataset,
                 data_dir=run.data_dir,
                 split="test" if run.eval_dataset in DATA_SETS else None,
+                prompt=prompt,
                 max_samples=run.eval_samples,
             )
         problems = _short_enough(problems, run, config, tokenizer)
@@ -138,12 +156,14 @@ def train(run: arguments.RunArguments, config, model_config, command: str) -> in
     from trainer.rewards import reward_function
     from trainer.sampling.rollout import rollout
     from trainer.training import resume_settings, start
-    from trainer.training.policy import load_policy, load_policy_tokenizer
-    from trainer.training.run import build, carry_out
+    from trainer.training.policy import find_weights, load_policy, load_policy_tokenizer
+    from trainer.training.run import build, carry_out, keep_prompt
 
     resume = start.resume_point(config)
+    find_weights(model_config, config, run.cache_dir)
     tokenizer = load_policy_tokenizer(model_config, config)
-    problems, evaluation = _problems(run, config, tokenizer)
+    prompt = prompt_of_run(run)
+    problems, evaluation = _problems(run, config, tokenizer, prompt)
     start.check_enough(len(problems), config)
     settings = resume_settings.settings(
         run, config, model_config, processes=config.world_size, training_data=resume_settings.data_digest(problems)
@@ -151,13 +171,17 @@ def train(run: arguments.RunArguments, config, model_config, command: str) -> in
     start.check_resume(config, resume, settings)
     if config.process_index == 0:
         start.prepare_directory(config.output_dir, resume, set_aside=run.set_aside_older_run)
+    keep_prompt(config, prompt, is_resumed=resume is not None)
     embedded = arguments.samples_itself(run, config, model_config.model_name_or_path)
     trainer = build(
         run,
         config,
         model=load_policy(model_config, config, tokenizer),
         processing_class=tokenizer,
-        reward_funcs=[reward_function(name, weight=run.cer_weight, seed=config.seed) for name in run.reward],
+        reward_funcs=[
+            reward_function(name, weight=run.cer_weight, seed=config.seed, max_length=config.max_completion_length)
+            for name in run.reward
+        ],
         train_dataset=problems,
         eval_dataset=evaluation,
         description=Path(config.output_dir).name,

@@ -34,12 +34,13 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, Partial
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 from transformers.utils import is_peft_available
 from trl.trainer.utils import FusedCausalLMOutput, maybe_gather_lm_head_ctx
 
 from cer_ext import linear_logprobs_and_entropy
+from trainer.unsharded import whole_weight
 
 _LORA_VARIANTS_HINT = "plain LoRA, modules_to_save and trainable_token_indices are served on the head"
 
@@ -214,33 +215,7 @@ def head_operands(head: nn.Module, hidden: Tensor) -> tuple[Tensor, Tensor, Tens
 
 
 def _whole(parameter: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """The parameter unsharded, on its autograd path, in `dtype`."""
-    if parameter is None:
-        return None
-    if isinstance(parameter, DTensor):
-        parameter = _Unsharded.apply(parameter)
-    return parameter.to(dtype)
-
-
-class _Unsharded(torch.autograd.Function):
-    """An FSDP2 parameter outside of its group's forward, all-gathered; its gradient is the mean over the processes.
-
-    DTensor.full_tensor alone would take the gradient of one process for that of all.
-    """
-
-    @staticmethod
-    def forward(ctx, parameter: DTensor) -> Tensor:
-        ctx.mesh, ctx.placements = parameter.device_mesh, parameter.placements
-        ctx.shape, ctx.stride = parameter.shape, parameter.stride()
-        return parameter.full_tensor()
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> DTensor:
-        summands = [Partial()] * ctx.mesh.ndim
-        grad = DTensor.from_local(
-            grad / ctx.mesh.size(), ctx.mesh, summands, run_check=False, shape=ctx.shape, stride=ctx.stride
-        )
-        return grad.redistribute(placements=ctx.placements)
+    return None if parameter is None else whole_weight(parameter, dtype)
 
 
 def _is_lora_linear(head: nn.Module) -> bool:

@@ -31,6 +31,8 @@ from transformers.utils import cached_file
 from trainer.merging.adapter import AdapterFiles, find_adapter
 from trainer.merging.merge import attach, merge
 from trainer.merging.verify import agreement, checksums, logits_of, require_same_from_disk, token_sequences
+from trainer.models.names import resolve
+from trainer.prompts.prompt import prompt_of, write_prompt
 from trainer.records.directories import labelled_directories
 from trainer.storage.atomic import require_free, staged_directory
 from trainer.storage.fingerprint import model_fingerprint
@@ -57,7 +59,12 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         prog="python -m trainer.merge_lora", description="Fold LoRA adapters into the weights of their base model."
     )
-    made.add_argument("--model", required=True, help="the base model: a directory or a name on the hub; not quantised")
+    made.add_argument(
+        "--model",
+        "--model_name_or_path",
+        required=True,
+        help="the base model: a directory or a name on the hub, not quantised; a .gguf file; or smollm2",
+    )
     made.add_argument("--revision", help="of the base model on the hub")
     made.add_argument("--adapter", required=True, nargs="+", help="adapter directories, or names on the hub")
     made.add_argument("--output", required=True, type=Path, help="where to write: absent or empty")
@@ -68,6 +75,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> int:
+    args.model_path = resolve(args.model)  # smollm2 and GGUF files become directories
     _require_plain_weights(args)
     adapters = [find_adapter(given) for given in args.adapter]
     if len(adapters) == 1:
@@ -90,7 +98,7 @@ def main(args: argparse.Namespace) -> int:
 def merge_one(adapter: AdapterFiles, output: Path, args: argparse.Namespace) -> dict[str, Any]:
     """Merge, verify, and only then give the directory its name. Returns the merge record."""
     with staged_directory(output) as staging:
-        base = _load(args.model, args.revision, args.device)
+        base = _load(args.model_path, args.revision, args.device)
         base_dtype = base.dtype
         sequences = token_sequences(
             base.get_input_embeddings().weight.shape[0], include=_trained_tokens(adapter.config.trainable_token_indices)
@@ -103,7 +111,7 @@ def merge_one(adapter: AdapterFiles, output: Path, args: argparse.Namespace) -> 
         expected, dtype = checksums(merged), merged.dtype
         merged.save_pretrained(staging, max_shard_size=args.max_shard_size)
         del merged  # the memory of one model is enough
-        _copy_files(args.model, args.revision, adapter, staging)
+        _copy_files(args.model_path, args.revision, adapter, staging)
         reloaded, info = AutoModelForCausalLM.from_pretrained(staging, dtype="auto", output_loading_info=True)
         require_same_from_disk(reloaded, info, expected)
         merged_logits = logits_of(reloaded.to(args.device).eval(), sequences)
@@ -158,7 +166,7 @@ def _load(model: str, revision: str | None, device: str) -> PreTrainedModel:
 
 
 def _require_plain_weights(args: argparse.Namespace) -> None:
-    config = AutoConfig.from_pretrained(args.model, revision=args.revision)
+    config = AutoConfig.from_pretrained(args.model_path, revision=args.revision)
     if getattr(config, "quantization_config", None):
         raise ValueError(f"{args.model} is quantised; merge into the model it was made from")
 
@@ -172,7 +180,7 @@ def _trained_tokens(indices: list[int] | dict[str, list[int]] | None) -> list[in
 def _identity(adapter: AdapterFiles, args: argparse.Namespace) -> dict[str, Any]:
     """What makes two merges the same merge."""
     return {
-        "base": {"model": args.model, "revision": args.revision, "fingerprint": model_fingerprint(args.model)},
+        "base": {"model": args.model, "revision": args.revision, "fingerprint": model_fingerprint(args.model_path)},
         "adapter": adapter.describe(),
         "dtype_asked": args.dtype,
     }
@@ -201,6 +209,8 @@ def _copy_files(model: str, revision: str | None, adapter: AdapterFiles, target:
             source = _file_of(model, revision, name)
         if source:
             shutil.copyfile(source, target / name)
+    if prompt := prompt_of(adapter.directory):
+        write_prompt(target, prompt)  # the merged policy is asked as it was trained
     if generation := _file_of(model, revision, "generation_config.json"):
         shutil.copyfile(generation, target / "generation_config.json")
 

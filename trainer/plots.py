@@ -8,6 +8,7 @@ In: directories that trainer.evaluate (records) or trainer.grpo (log.jsonl) wrot
     lengths, teca-last histograms
     case-...           one response of each run: token entropy beside TECA
     tokens-....html    the same response as a page: tokens coloured by entropy, TECA alongside
+    dial               where evaluations made early exits: accuracy against length over the thresholds, with baselines
     training           curves of length, clipped share, TECA, accuracy and reward over the steps
 
     python -m trainer.plots before=runs/eval-base after=runs/eval-cer --output docs/figures --format png
@@ -24,6 +25,7 @@ from pathlib import Path
 from trainer.plotting import evaluation
 from trainer.plotting.case import case
 from trainer.plotting.curves import Series, find_case, read_series, typical
+from trainer.plotting.dial import dial, dial_points, has_sweep, settings_of
 from trainer.plotting.style import FORMATS, save, style
 from trainer.plotting.token_page import token_page
 from trainer.plotting.training import training
@@ -84,6 +86,9 @@ def _evaluations(
     written += save(evaluation.right_against_wrong(series, seed=seed), output, "teca-right-wrong", formats)
     written += save(evaluation.histogram(series, "length"), output, "lengths", formats)
     written += save(evaluation.histogram(series, "teca"), output, "teca-last", formats)
+    settings = settings_of(directories)
+    if has_sweep(settings):
+        written += save(dial(dial_points(series, settings, seed=seed)), output, "dial", formats)
     for records in shown:
         first = records[0][1]
         name = _file_name(f"{first['benchmark']}-{first['method']}-{first['id']}")

@@ -4,11 +4,11 @@ Needs Linux, nvcc, and a python with torch, pytest, hypothesis, pybind11, cmake 
 a process of its own that is stopped after --minutes:
 
     build      the wheel, from this tree, for the GPU that is here; installed beside the environment, not into it
-    tests      the value tests of cer_ext on the GPU
+    tests      streams, graphs, devices, memory (test_cuda_device.py), then the value tests of cer_ext, on the GPU
     nvrtc      the same wheel without CUDA: kernels compiled at first use through CuPy, the same tests
     sanitizer  memcheck, racecheck, initcheck, synccheck over small cases
     logits     from_logits and TECA beside plain torch, torch.compile, TRL's fold and the copy bandwidth
-    head       from_hidden beside every peer of bench.gpu.peers and the bare GEMM
+    head       from_hidden beside every head of bench/peers.py and the bare GEMM
 
 Everything is written to DIR/result.json after every stage (device, driver, clocks, versions, commit, outcome and
 numbers); a short table is printed last. Exit code 1 if a stage failed. --dry-run rehearses all of it on a machine
@@ -17,7 +17,6 @@ launches are missing.
 """
 
 import argparse
-import importlib.metadata
 import json
 import os
 import platform
@@ -28,10 +27,19 @@ import tempfile
 import time
 from pathlib import Path
 
+from bench import records
+from bench.machine import PEERS, output_of, versions
+from bench.table import table as benchmark_table
+
 ROOT = Path(__file__).resolve().parents[2]
 STAGES = ("build", "tests", "nvrtc", "sanitizer", "logits", "head")
 SANITIZER_TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
 TESTS = "tests/cer_ext"
+DEVICE_TESTS = f"{TESTS}/test_cuda_device.py"
+BENCHMARKS = {
+    "logits": ("bench/bench_from_logits.py", "bench/bench_teca.py"),
+    "head": ("bench/bench_from_hidden.py",),
+}
 
 
 class Proof:
@@ -78,10 +86,15 @@ class Proof:
         return self.run(*pip, self.work / site, ROOT, log=log, CER_CUDA=cuda, CMAKE_ARGS=" ".join(arguments))
 
     def pytest(self, site: str, log: str) -> dict:
+        """What only a GPU can show, then the values."""
         selection = ("--collect-only", "-q") if self.dry_run else ("-k", "cuda", "-q", "--maxfail=20")
-        command = (sys.executable, "-m", "pytest", TESTS, "-p", "no:cacheprovider", *selection)
-        code, tail = self.run(*command, site=site, log=log)
-        return {"ok": code == 0, "tail": tail}
+        outcome = {"ok": True, "tail": ""}
+        for part, where in (("device", (DEVICE_TESTS,)), ("values", (TESTS, f"--ignore={DEVICE_TESTS}"))):
+            command = (sys.executable, "-m", "pytest", *where, "-p", "no:cacheprovider", *selection)
+            code, tail = self.run(*command, site=site, log=f"{log}-{part}")
+            outcome["ok"] &= code == 0
+            outcome["tail"] += tail + "\n"
+        return outcome
 
     def tests(self) -> dict:
         return self.pytest("site", "tests")
@@ -111,12 +124,13 @@ class Proof:
     def benchmark(self, part: str) -> dict:
         file = self.output / f"{part}.json"
         budget = max(1.0, self.seconds / 60 - 1.5)
-        command = [sys.executable, "-m", "bench.gpu.benchmarks", part, "--output", file, "--minutes", budget]
+        command = [sys.executable, "-m", "pytest", *BENCHMARKS[part], "--benchmark-json", file, "--minutes", budget]
+        command += ["-q", "-p", "no:cacheprovider"]
         if self.dry_run:
-            command += ["--smoke", "--rounds", 1]
+            command += ["--size", "smoke", "--rounds", 1, "--device", "cpu"]
         code, tail = self.run(*command, log=part)
         numbers = json.loads(file.read_text()) if file.exists() else {}
-        return {"ok": code == 0 and bool(numbers.get("records")), "tail": tail, **numbers}
+        return {"ok": code == 0 and bool(numbers.get("benchmarks")), "tail": tail, **numbers}
 
     def logits(self) -> dict:
         return self.benchmark("logits")
@@ -138,27 +152,18 @@ class Proof:
         return outcome["ok"]
 
 
-def output_of(*command: str) -> str | None:
-    try:
-        return subprocess.run(command, cwd=ROOT, text=True, capture_output=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
 def commit() -> str | None:
-    return output_of("git", "rev-parse", "HEAD")
+    return output_of("git", "rev-parse", "HEAD", cwd=ROOT)
 
 
 def machine() -> dict:
     """Device, driver, clocks and versions, as the tools here report them."""
-    installed = {found.metadata["Name"]: found.version for found in importlib.metadata.distributions()}
-    wanted = ("torch", "triton", "trl", "transformers", "liger-kernel", "cut-cross-entropy", "verl", "quack-kernels")
     query = "name,driver_version,memory.total,clocks.sm,clocks.mem,clocks.max.sm,clocks.max.mem,power.limit"
     return {
         "gpu": output_of("nvidia-smi", f"--query-gpu={query}", "--format=csv"),
         "nvcc": (output_of("nvcc", "--version") or "").splitlines()[-1:],
         "python": platform.python_version(),
-        "packages": {name: installed[name] for name in (*wanted, "cupy-cuda13x", "cupy-cuda12x") if name in installed},
+        "packages": versions("torch", *PEERS, "cupy-cuda13x", "cupy-cuda12x"),
     }
 
 
@@ -173,14 +178,10 @@ def table(result: dict) -> str:
     lines = [f"{'stage':<10} {'outcome':<8} seconds"]
     for name, outcome in result["stages"].items():
         lines.append(f"{name:<10} {'ok' if outcome['ok'] else 'FAILED':<8} {outcome['seconds']}")
-    for part in ("logits", "head"):
+    for part in BENCHMARKS:
         stage = result["stages"].get(part, {})
-        for record in stage.get("records", []):
-            lines.append(f"{record['operation']:<36} {record['shape']!s:<22}")
-            timings = sorted(record["timings"].items(), key=lambda item: item[1]["median_ms"])
-            for name, timing in timings:
-                rate = f"{timing['tflops']:.0f} TFLOPS" if "tflops" in timing else f"{timing['gb_per_s']:.0f} GB/s"
-                lines.append(f"    {name:<50} {timing['median_ms']:>10.3f} ms {rate:>12}")
+        if stage.get("benchmarks"):
+            lines += ["", benchmark_table(records.results(part, stage))]
         lines += [f"not here: {name}: {reason}" for name, reason in stage.get("peers_not_here", {}).items()]
         lines += [f"left out: {text}" for text in stage.get("left_out", [])]
     return "\n".join(lines)

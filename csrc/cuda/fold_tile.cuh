@@ -7,8 +7,8 @@
 //
 // Bytes per row: cols * sizeof(T) read, 5 doubles written (and read, unless fresh). Alignment: the element's; vectors
 // start at the row's first 16-byte boundary. Limit: memory; at two bytes per logit the inner loop's 12.3 instructions
-// per logit (SASS, sm_90a; 13.7 at four bytes) stay below the 17 an H100 issues while it reads one, and touch an H200's
-// 12.
+// per logit (SASS, sm_90a; 13.7 at four bytes) stay below the 18 an H100 issues while it reads one, and close to an
+// H200's 14. A row's rest, its head and its tail share one masked round.
 //
 // The alternative that lost: one running maximum per thread with a rescale branch per logit. Early in a row nearly
 // every warp takes it; and it hides the recurrence of softmax_state.h, which here stays the only one.
@@ -57,6 +57,7 @@ __device__ __forceinline__ SoftmaxState<typename ScalarTraits<T>::Accumulator> f
   const T* const first = row + begin;
   const Run run = run_of<kWidth>(end - begin, elements_to_boundary<T, kWidth>(first));
   const std::int64_t threads = blockDim.x;
+  const Real nothing = -SoftmaxState<Real>::infinity();
   SoftmaxState<Real> state = SoftmaxState<Real>::empty();
 
   Packed<T, kWidth> packed[kInFlight];
@@ -75,23 +76,34 @@ __device__ __forceinline__ SoftmaxState<typename ScalarTraits<T>::Accumulator> f
     }
     state.merge(fold_chunk(y, powers), inverse);
   }
-  // What is left: fewer than kInFlight vectors a thread, and at most one element of the head and one of the tail.
-  for (; vector < run.vectors; vector += threads) {
-    Real rest[kWidth];
-    packed[0].read(first + run.head + vector * kWidth);
-#pragma unroll
-    for (int j = 0; j < kWidth; ++j) {
-      rest[j] = transform.logit(element(packed[0], j), begin + run.head + vector * kWidth + j);
-    }
-    state.merge(fold_chunk(rest, powers), inverse);
-  }
+  // What is left, in one round more: fewer than kInFlight vectors a thread, and at most one element of the head and one
+  // of the tail. What is not there counts as -inf, which adds nothing: all loads are in flight and one merge is enough.
   const std::int64_t in_head = threadIdx.x;
   const std::int64_t in_tail = run.tail_begin + threadIdx.x;
-  if (in_head < run.head || in_tail < end - begin) {
-    Real ends[2] = {-SoftmaxState<Real>::infinity(), -SoftmaxState<Real>::infinity()};
-    if (in_head < run.head) ends[0] = transform.logit(ScalarTraits<T>::load(first[in_head]), begin + in_head);
-    if (in_tail < end - begin) ends[1] = transform.logit(ScalarTraits<T>::load(first[in_tail]), begin + in_tail);
-    state.merge(fold_chunk(ends, powers), inverse);
+  if (vector < run.vectors || in_head < run.head || in_tail < end - begin) {
+    constexpr int kEnds = kInFlight * kWidth;
+    Real last[kEnds + 2];
+#pragma unroll
+    for (int i = 0; i < kInFlight; ++i) {
+      if (vector + i * threads < run.vectors) {
+        packed[i].read(first + run.head + (vector + i * threads) * kWidth);
+      } else {
+        packed[i].zero();
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < kInFlight; ++i) {
+      const bool inside = vector + i * threads < run.vectors;
+#pragma unroll
+      for (int j = 0; j < kWidth; ++j) {
+        const std::int64_t column = begin + run.head + (vector + i * threads) * kWidth + j;
+        last[i * kWidth + j] = inside ? transform.logit(element(packed[i], j), column) : nothing;
+      }
+    }
+    last[kEnds] = last[kEnds + 1] = nothing;
+    if (in_head < run.head) last[kEnds] = transform.logit(ScalarTraits<T>::load(first[in_head]), begin + in_head);
+    if (in_tail < end - begin) last[kEnds + 1] = transform.logit(ScalarTraits<T>::load(first[in_tail]), begin + in_tail);
+    state.merge(fold_chunk(last, powers), inverse);
   }
   return state;
 }
@@ -126,8 +138,8 @@ __device__ __forceinline__ std::int64_t target_column(const LogitsTile& tile, st
 template <typename T, bool kPlain>
 __device__ __forceinline__ void fold_tile(const FoldTile& p, double* partial, std::int64_t splits) {
   using Real = typename ScalarTraits<T>::Accumulator;
-  const std::int64_t row = blockIdx.x / splits;
-  const std::int64_t split = blockIdx.x - row * splits;
+  const RowPart part = row_part_of_block(splits);
+  const std::int64_t row = part.row, split = part.index;
   const Piece piece = piece_of(p.tile.cols, splits, split);
   const T* const logits = static_cast<const T*>(p.tile.logits) + row * p.tile.row_stride;
   const Transform<Real, kPlain> transform(p.tile.transform);

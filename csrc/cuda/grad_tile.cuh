@@ -9,7 +9,7 @@
 // Bytes per row: cols * (sizeof(In) + sizeof(Out)); a zero row only writes. Alignment: the elements'; 16-byte vectors
 // of the wider type where the input's and the output's boundaries fall on the same columns (always so in place), else
 // element by element, still coalesced. Every element is read, then written, by one thread: one buffer may be both.
-// Limit: memory (about 18 instructions per logit; an H100 issues 35 while it moves two bytes in and two out).
+// Limit: memory (about 18 instructions per logit; an H100 issues 36 while it moves two bytes in and two out).
 #pragma once
 
 #include "logit_transform.cuh"
@@ -88,8 +88,9 @@ __device__ __forceinline__ void grad_tile(const GradTile& p, std::int64_t pieces
   using Real = typename ScalarTraits<In>::Accumulator;
   constexpr int kWidth = 16 / static_cast<int>(sizeof(In) > sizeof(Out) ? sizeof(In) : sizeof(Out));
   constexpr int kInFlight = 4;
-  const std::int64_t row_index = blockIdx.x / pieces;
-  const Piece piece = piece_of(p.tile.cols, pieces, blockIdx.x - row_index * pieces);
+  const RowPart part = row_part_of_block(pieces);
+  const std::int64_t row_index = part.row;
+  const Piece piece = piece_of(p.tile.cols, pieces, part.index);
   const In* const logits = static_cast<const In*>(p.tile.logits) + row_index * p.tile.row_stride;
   Out* const dlogits = static_cast<Out*>(p.dlogits) + row_index * p.dlogits_row_stride;
   const Transform<Real, kPlain> transform(p.tile.transform);
@@ -149,8 +150,9 @@ __device__ __forceinline__ void grad_tile(const GradTile& p, std::int64_t pieces
 }  // namespace device
 }  // namespace cer
 
-#define CER_GRAD_TILE_KERNEL(name, In, Out, kPlain)                        \
-  extern "C" __global__ void __launch_bounds__(256)                        \
+// Four blocks on a multiprocessor leave 64 registers a thread; doubles need more.
+#define CER_GRAD_TILE_KERNEL(name, In, Out, kPlain)                                      \
+  extern "C" __global__ void __launch_bounds__(256, sizeof(In) == sizeof(double) ? 2 : 4) \
       name(const __grid_constant__ cer::GradTile p, std::int64_t pieces) { \
     cer::device::grad_tile<In, Out, kPlain>(p, pieces);                    \
   }

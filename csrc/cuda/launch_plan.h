@@ -24,6 +24,8 @@ constexpr std::int64_t kMaxBlocks = 2147483647;
 constexpr int kFoldThreads = 512;   // at most; fold_tile.cuh: __launch_bounds__(512, 2)
 constexpr int kGradThreads = 256;   // grad_tile.cuh
 constexpr int kVectorsInFlight = 4; // per thread, both kernels
+constexpr int kFoldRounds = 2;      // of loads a thread, before warps are merged: as much work as the merge itself
+constexpr int kGradRounds = 1;      // nothing is merged
 
 inline std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
@@ -39,10 +41,10 @@ inline std::int64_t checked_blocks(const char* operation, std::int64_t rows, std
   return rows * per_row;
 }
 
-// Whole warps, enough for every thread to have its vectors in flight and no more than `most`.
-inline int threads_for(std::int64_t columns, std::int64_t vector_elements, int most) {
+// Whole warps, no more than `most`, so few that each thread has `rounds` rounds of vectors in flight if there are any.
+inline int threads_for(std::int64_t columns, std::int64_t vector_elements, int rounds, int most) {
   int threads = 32;
-  while (threads < most && threads * vector_elements * kVectorsInFlight < columns) threads *= 2;
+  while (threads < most && threads * vector_elements * kVectorsInFlight * rounds < columns) threads *= 2;
   return threads;
 }
 
@@ -61,7 +63,7 @@ inline std::int64_t fold_tile_splits(std::int64_t rows, std::int64_t cols, Scala
 inline LaunchPlan fold_tile_plan(std::int64_t rows, std::int64_t cols, ScalarType dtype, std::int64_t splits) {
   const std::int64_t columns = plan::ceil_div(cols, splits);
   return {plan::checked_blocks("fold_tile", rows, splits),
-          plan::threads_for(columns, 16 / plan::element_bytes(dtype), plan::kFoldThreads)};
+          plan::threads_for(columns, 16 / plan::element_bytes(dtype), plan::kFoldRounds, plan::kFoldThreads)};
 }
 
 // One warp per row.
@@ -89,7 +91,7 @@ inline LaunchPlan grad_tile_plan(std::int64_t rows, std::int64_t cols, ScalarTyp
                                  std::int64_t pieces) {
   const std::int64_t width = 16 / std::max(plan::element_bytes(dtype), plan::element_bytes(dlogits_dtype));
   return {plan::checked_blocks("grad_tile", rows, pieces),
-          plan::threads_for(plan::ceil_div(cols, pieces), width, plan::kGradThreads)};
+          plan::threads_for(plan::ceil_div(cols, pieces), width, plan::kGradRounds, plan::kGradThreads)};
 }
 
 // One block of 256 threads per response (teca.cuh).

@@ -6,7 +6,7 @@
 // themselves (__fmul_rn): a product contracted with the subtraction of the maximum would leave d != 0 at the maximum.
 //
 // PowerOf: the exponential of a distance. Float works in base 2 (one multiplication and ex2.approx, relative error
-// 2^-22, two instructions instead of expf's eight: at two bytes per logit the fold has about 17 before it, not the
+// 2^-22, two instructions instead of expf's eight: at two bytes per logit the fold has about 18 before it, not the
 // memory, is the limit on an H100); double in base e.
 #pragma once
 

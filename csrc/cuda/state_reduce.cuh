@@ -4,6 +4,7 @@
 // it to memory of its own. Shuffles carry 4 bytes, name the full mask, and are reached by the whole warp.
 #pragma once
 
+#include "logit_transform.cuh"  // larger
 #include "softmax_state.h"
 
 #if !defined(CER_SHARED)
@@ -18,10 +19,15 @@ constexpr int kWarp = 32;
 constexpr int kMaxWarps = 32;
 
 __device__ __forceinline__ int shuffle_down(int x, int offset) { return __shfl_down_sync(kFullMask, x, offset); }
-__device__ __forceinline__ float shuffle_down(float x, int offset) { return __shfl_down_sync(kFullMask, x, offset); }
 __device__ __forceinline__ double shuffle_down(double x, int offset) {
   const int low = __shfl_down_sync(kFullMask, __double2loint(x), offset);
   const int high = __shfl_down_sync(kFullMask, __double2hiint(x), offset);
+  return __hiloint2double(high, low);
+}
+__device__ __forceinline__ float shuffle_xor(float x, int mask) { return __shfl_xor_sync(kFullMask, x, mask); }
+__device__ __forceinline__ double shuffle_xor(double x, int mask) {
+  const int low = __shfl_xor_sync(kFullMask, __double2loint(x), mask);
+  const int high = __shfl_xor_sync(kFullMask, __double2hiint(x), mask);
   return __hiloint2double(high, low);
 }
 __device__ __forceinline__ int shuffle_up(int x, int offset) { return __shfl_up_sync(kFullMask, x, offset); }
@@ -31,22 +37,24 @@ __device__ __forceinline__ double shuffle_up(double x, int offset) {
   return __hiloint2double(high, low);
 }
 
-// The merge of the warp's states, in lane 0.
+// The merge of the warp's states, in every lane: their maximum first, one rescaling each, then sums. (Five pairwise
+// merges, each with its exponential and its branches, take four times the instructions.)
 template <typename Real>
 __device__ __forceinline__ SoftmaxState<Real> merge_warp(SoftmaxState<Real> state, Real inverse_temperature) {
-#pragma unroll 1
+  Real top = state.m;
+#pragma unroll
+  for (int offset = kWarp / 2; offset > 0; offset /= 2) top = larger(top, shuffle_xor(top, offset));
+  state.raise_to(top, inverse_temperature);
+#pragma unroll
   for (int offset = kWarp / 2; offset > 0; offset /= 2) {
-    SoftmaxState<Real> other;
-    other.m = shuffle_down(state.m, offset);
-    other.c = shuffle_down(state.c, offset);
-    other.r = shuffle_down(state.r, offset);
-    other.u = shuffle_down(state.u, offset);
-    state.merge(other, inverse_temperature);
+    state.c += shuffle_xor(state.c, offset);
+    state.r += shuffle_xor(state.r, offset);
+    state.u += shuffle_xor(state.u, offset);
   }
   return state;
 }
 
-// The merge of the block's states, in thread 0. blockDim.x is a multiple of 32, at most 1024.
+// The merge of the block's states, in the first warp. blockDim.x is a multiple of 32, at most 1024.
 template <typename Real>
 __device__ __forceinline__ SoftmaxState<Real> merge_block(SoftmaxState<Real> state, Real inverse_temperature) {
   CER_SHARED(SoftmaxState<Real>, warp_states, kMaxWarps);

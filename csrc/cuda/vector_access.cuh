@@ -12,49 +12,53 @@
 namespace cer {
 namespace device {
 
-// The machine's own vectors; kBytes is what one thread moves in one instruction.
-template <int kBytes>
-struct RawVector;
-template <>
-struct RawVector<16> {
-  using Type = uint4;
-};
-template <>
-struct RawVector<8> {
-  using Type = uint2;
-};
+// What one thread moves in one instruction: 16 or 8 bytes, at an address that is a multiple of that.
+//
+// Stores are said outright in PTX. Where the words of a vector come from two branches, the compiler moves the store of
+// an assigned uint4 into the branches and splits it there (seen in nvcc 13.0: STG.64 and two STG.32 for a row of
+// gradients or of zeros).
+__device__ __forceinline__ void load_words(unsigned int (&words)[4], const void* at) {
+  const uint4 raw = *static_cast<const uint4*>(at);
+  words[0] = raw.x, words[1] = raw.y, words[2] = raw.z, words[3] = raw.w;
+}
+__device__ __forceinline__ void load_words(unsigned int (&words)[2], const void* at) {
+  const uint2 raw = *static_cast<const uint2*>(at);
+  words[0] = raw.x, words[1] = raw.y;
+}
+__device__ __forceinline__ void store_words(const unsigned int (&words)[4], void* at) {
+#if defined(__CUDA_ARCH__)
+  asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(at)), "r"(words[0]),
+               "r"(words[1]), "r"(words[2]), "r"(words[3])
+               : "memory");
+#else
+  uint4 raw;
+  raw.x = words[0], raw.y = words[1], raw.z = words[2], raw.w = words[3];
+  *static_cast<uint4*>(at) = raw;
+#endif
+}
+__device__ __forceinline__ void store_words(const unsigned int (&words)[2], void* at) {
+#if defined(__CUDA_ARCH__)
+  asm volatile("st.global.v2.b32 [%0], {%1, %2};" ::"l"(__cvta_generic_to_global(at)), "r"(words[0]), "r"(words[1])
+               : "memory");
+#else
+  uint2 raw;
+  raw.x = words[0], raw.y = words[1];
+  *static_cast<uint2*>(at) = raw;
+#endif
+}
 
 // The stored bits of kCount elements <-> accumulators, through registers only.
 template <typename T, int kCount>
 struct Packed {
-  static constexpr int kBytes = kCount * static_cast<int>(sizeof(T));
-  static constexpr int kWords = kBytes / 4;
-  using Real = typename ScalarTraits<T>::Accumulator;
+  static constexpr int kWords = kCount * static_cast<int>(sizeof(T)) / 4;
   unsigned int words[kWords];
 
-  __device__ __forceinline__ void read(const T* aligned) {
-    const typename RawVector<kBytes>::Type raw = *reinterpret_cast<const typename RawVector<kBytes>::Type*>(aligned);
-    take(raw);
-  }
-  __device__ __forceinline__ void write(T* aligned) const {
-    typename RawVector<kBytes>::Type raw;
-    give(raw);
-    *reinterpret_cast<typename RawVector<kBytes>::Type*>(aligned) = raw;
-  }
+  __device__ __forceinline__ void read(const T* aligned) { load_words(words, aligned); }
+  __device__ __forceinline__ void write(T* aligned) const { store_words(words, aligned); }
   __device__ __forceinline__ void zero() {
 #pragma unroll
     for (int w = 0; w < kWords; ++w) words[w] = 0u;
   }
-
- private:
-  __device__ __forceinline__ void take(const uint4& raw) {
-    words[0] = raw.x, words[1] = raw.y, words[2] = raw.z, words[3] = raw.w;
-  }
-  __device__ __forceinline__ void take(const uint2& raw) { words[0] = raw.x, words[1] = raw.y; }
-  __device__ __forceinline__ void give(uint4& raw) const {
-    raw.x = words[0], raw.y = words[1], raw.z = words[2], raw.w = words[3];
-  }
-  __device__ __forceinline__ void give(uint2& raw) const { raw.x = words[0], raw.y = words[1]; }
 };
 
 template <int kCount>
@@ -105,6 +109,17 @@ __device__ __forceinline__ Run run_of(std::int64_t count, std::int64_t to_bounda
   run.vectors = (count - run.head) / kCount;
   run.tail_begin = run.head + run.vectors * kCount;
   return run;
+}
+
+// Which row a block works on, and which of its `parts` (adjacent blocks). A grid has fewer than 2^31 blocks, so both fit
+// 32 bits, whose division takes a quarter of the instructions of 64.
+struct RowPart {
+  std::int64_t row, index;
+};
+__device__ __forceinline__ RowPart row_part_of_block(std::int64_t parts) {
+  const unsigned int per_row = static_cast<unsigned int>(parts);
+  const unsigned int row = blockIdx.x / per_row;
+  return {row, blockIdx.x - row * per_row};
 }
 
 // Columns [begin, end) of piece `index` when a row of `columns` is cut into `pieces`. Boundaries are multiples of 16

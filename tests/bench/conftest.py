@@ -22,22 +22,25 @@ def small_run(tmp_path_factory) -> Path:
     """From_logits forward in float32 and TECA, two rounds."""
     path = tmp_path_factory.mktemp("pytest") / "small.json"
     files = ("bench/bench_from_logits.py", "bench/bench_teca.py")
-    options = ("--size", "smoke", "--rounds", "2", "--device", "cpu", "-q", "-p", "no:cacheprovider")
-    command = [sys.executable, "-m", "pytest", *files, *options, "-k", "forward and not bfloat16"]
-    environment = os.environ | {"TORCHDYNAMO_DISABLE": "1"}  # how fast anything is does not matter: nothing is compiled
-    command += [f"--benchmark-json={path}"]
-    done = subprocess.run(command, cwd=ROOT, env=environment, text=True, capture_output=True)
-    assert done.returncode == 0, done.stdout[-3000:]
-    return path
+    return run(path, *files, "--rounds", "2", "-k", "forward and not bfloat16")
 
 
 @pytest.fixture(scope="session")
 def head_run(tmp_path_factory) -> Path:
-    """bench.gpu.benchmarks head, one round."""
-    from bench.gpu import benchmarks
+    """The head in bfloat16, one round."""
+    return run(tmp_path_factory.mktemp("head") / "head.json", "bench/bench_from_hidden.py", "-k", "bfloat16")
 
-    path = tmp_path_factory.mktemp("gpu") / "head.json"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["benchmarks", "head", "--smoke", "--rounds", "1", "--output", str(path)])
-        benchmarks.main()
+
+@pytest.fixture
+def run_bench(tmp_path):
+    return lambda *arguments: run(tmp_path / "run.json", *arguments)
+
+
+def run(path: Path, *arguments: str) -> Path:
+    options = ("--size", "smoke", "--rounds", "1", "--device", "cpu", "-q", "-p", "no:cacheprovider")
+    command = [sys.executable, "-m", "pytest", *options, *arguments, f"--benchmark-json={path}"]
+    environment = os.environ | {"TORCHDYNAMO_DISABLE": "1"}  # how fast anything is does not matter: nothing is compiled
+    done = subprocess.run(command, cwd=ROOT, env=environment, text=True, capture_output=True)
+    assert done.returncode == 0, done.stdout[-3000:]
+    path.with_suffix(".txt").write_text(done.stdout)
     return path

@@ -91,8 +91,8 @@ def test_rates_are_work_over_time(committed):
 
 def test_entropy_errors_are_drawn_once_a_case_beside_the_promise(head_run):
     results = read(head_run)
-    (axis,) = plots.figures(results)["head-entropy-error"].axes  # four modes of one shape share one measurement
-    written = json.loads(head_run.read_text())["records"][0]["entropy_relative_error"]
+    (axis,) = plots.figures(results)["head-entropy-error"].axes
+    written = json.loads(head_run.read_text())["benchmarks"][0]["extra_info"]["entropy_error"]
     assert bars(axis) == pytest.approx({name: error for name, error in written.items() if error})
     assert lines(axis) == [1e-5]
     assert bars(axis)["cer_ext"] < 1e-5 < bars(axis)["plain torch"]

@@ -8,7 +8,15 @@ import torch
 from exact import assert_relative
 from torch.utils.checkpoint import checkpoint
 
-from cer_ext import from_hidden, from_logits, linear_logprobs_and_entropy, logprobs_and_entropy, reference, teca_last
+from cer_ext import (
+    from_hidden,
+    from_logits,
+    linear_logprobs_and_entropy,
+    linear_token_loss,
+    logprobs_and_entropy,
+    reference,
+    teca_last,
+)
 from cer_ext import teca as teca_of
 from cer_ext.transform import Scalars
 
@@ -238,6 +246,33 @@ def test_double_backward_is_refused_clearly(device):
         (gradient,) = torch.autograd.grad(output.square().sum(), leaf, create_graph=True)
         with pytest.raises(RuntimeError, match="double backward is not supported"):
             gradient.sum().backward()
+
+
+FORWARD_MODE = {
+    "logits": lambda x: logprobs_and_entropy(x, torch.arange(3))[1],
+    "hidden": lambda x: linear_logprobs_and_entropy(x, torch.ones(7, 4), torch.arange(3))[0],
+    "weight": lambda x: linear_logprobs_and_entropy(torch.ones(3, 4), x, torch.zeros(3, dtype=torch.long))[0],
+    "hidden, one pass": lambda x: linear_token_loss(x, torch.ones(7, 4), torch.arange(3), lambda a, h, r: a.sum()).loss,
+    "entropy": teca_of,
+    "entropy, last": teca_last,
+}
+
+
+@pytest.mark.parametrize("what", FORWARD_MODE)
+@pytest.mark.parametrize("recording", [False, True])
+def test_forward_mode_differentiation_is_refused_and_never_zero(what, recording):
+    x = torch.rand(3, 4).requires_grad_(recording)
+    with pytest.raises(RuntimeError, match=f"{what.split(',')[0]}: forward-mode differentiation.*not supported"):
+        torch.func.jvp(FORWARD_MODE[what], (x,), (torch.ones_like(x),))
+
+
+def test_forward_mode_differentiation_is_refused_in_compiled_code():
+    @torch.compile(fullgraph=True, backend="aot_eager")
+    def tangent(x):
+        return torch.func.jvp(FORWARD_MODE["hidden"], (x,), (torch.ones_like(x),))[1]
+
+    with pytest.raises(Exception, match="forward-mode differentiation"):
+        tangent(torch.rand(3, 4))
 
 
 def test_vmap_runs_example_by_example(device):

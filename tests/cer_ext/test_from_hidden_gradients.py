@@ -5,7 +5,7 @@ import torch
 from exact import assert_relative
 from test_from_hidden import LOW, head, smallest_workspace
 
-from cer_ext import linear_logprobs_and_entropy, reference, tiles
+from cer_ext import linear_logprobs_and_entropy, linear_token_loss, reference, tiles
 
 UPSTREAM = {
     "logprobs": (0.7, None, None),
@@ -202,3 +202,31 @@ def test_gradients_do_not_depend_on_strides(device):
     outputs = linear_logprobs_and_entropy(h[:, 24:], w.T, target, b, return_lse=True)
     torch.autograd.backward(outputs, [torch.full_like(x, g) for g, x in zip(UPSTREAM["all"], outputs, strict=True)])
     check((h.grad[:, 24:], w.grad.T, b.grad), expected, 1e-6, "strided")
+
+
+@pytest.mark.parametrize("one_pass", [False, True])
+@pytest.mark.parametrize("held", [torch.nan, torch.inf])
+def test_hidden_states_of_rows_without_a_gradient_reach_no_gradient(device, one_pass, held):
+    """Padding may hold anything: zero times NaN is NaN, so such rows are kept out of the products."""
+    hidden, weight, _, target = head(device)
+    target[3] = -100
+    upstream = torch.linspace(-1, 1, 13, device=device)
+    upstream[7] = 0.0
+    results = []
+    for clean in (True, False):
+        inputs = hidden.clone(), weight.clone()
+        if not clean:
+            inputs[0][[3, 7]] = held
+        for x in inputs:
+            x.requires_grad_()
+        if one_pass:
+            loss = linear_token_loss(
+                *inputs, target, lambda lp, h, rows: torch.where(upstream[rows] != 0, upstream[rows] * lp, 0.0).sum()
+            ).loss
+        else:
+            logprobs, _ = linear_logprobs_and_entropy(*inputs, target)
+            loss = torch.where(upstream != 0, upstream * logprobs, 0.0).sum()
+        loss.backward()
+        results.append([x.grad for x in inputs])
+    for dirty, right in zip(results[1], results[0], strict=True):
+        assert torch.equal(dirty, right)

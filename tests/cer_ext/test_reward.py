@@ -7,6 +7,7 @@ import torch
 from exact import assert_relative
 
 from cer_ext import cer_reward, reference, teca, teca_last
+from cer_ext.reward import group_scales
 
 
 def test_reward_is_one_plus_half_the_exponential_of_minus_teca_where_right(device):
@@ -77,3 +78,11 @@ def test_no_responses_no_rewards(device):
 def test_bad_input_is_named(error, match, arguments, options):
     with pytest.raises(error, match=match):
         cer_reward(*arguments, **options)
+
+
+def test_scale_is_the_median_of_a_groups_right_answers():
+    assert group_scales([1.0, 5.0, 3.0, 9.0], [True, True, True, False], None) == [3.0] * 4
+    assert group_scales([4.0, 8.0, 6.0], [True, False, True], ["a", "b", "a"]) == [5.0, 1.0, 5.0]
+    assert group_scales([0.5, 40.0], [True, None], ["a", "b"], least=2.0) == [2.0, 2.0]
+    with pytest.raises(ValueError, match="group_scales: 2 values, 1 of correct, 2 of groups"):
+        group_scales([1.0, 2.0], [True], ["a", "b"])

@@ -324,12 +324,15 @@ def test_a_loss_that_depends_on_nothing_gives_zero_gradients():
     bytes_per_logit=st.sampled_from([4, 8]),
     bytes_per_tile_logit=st.sampled_from([0, 2]),
     bytes_per_column=st.integers(0, 2**16),
-    columns=st.sampled_from([2048, 8192]),
+    columns=st.sampled_from([2048, 16896]),
+    unit=st.sampled_from([16, 128]),
     workspace_bytes=st.integers(1, 2**30),
 )
 def test_planned_whole_rows_fit(workspace_bytes, **shape):
     def plan():
         return tile_plan.plan_whole_rows(workspace_bytes=workspace_bytes, **shape)
+
+    unit = shape["unit"]
 
     def needed(rows, cols):
         tile = cols * shape["bytes_per_tile_logit"]
@@ -346,3 +349,19 @@ def test_planned_whole_rows_fit(workspace_bytes, **shape):
     # Rows of a tile begin at aligned addresses, and GEMMs have no narrow rests.
     assert tiling.cols == shape["vocabulary"] or tiling.cols % tile_plan.FEWEST_COLUMNS == 0
     assert tiling.rows % 16 == 0 or tiling.rows < 16 or tiling.rows == shape["rows"]
+    assert tiling.rows % unit == 0 or tiling.rows < unit or tiling.rows == shape["rows"]
+
+
+def test_on_cuda_whole_rows_come_in_the_blocks_of_a_gemm():
+    """A GEMM works on 128 rows at a time, on 132 multiprocessors: a real head in the default workspace."""
+    tiling = tile_plan.plan_whole_rows(
+        8192,
+        151936,
+        workspace_bytes=tile_plan.WHOLE_ROW_WORKSPACE_BYTES["cuda"],
+        bytes_per_logit=4,
+        bytes_per_tile_logit=2,
+        bytes_per_column=0,
+        columns=tile_plan.WHOLE_ROW_COLUMNS["cuda"],
+        unit=tile_plan.WHOLE_ROW_UNIT["cuda"],
+    )
+    assert tiling == (512, 16896)

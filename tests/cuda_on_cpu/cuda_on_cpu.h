@@ -348,6 +348,10 @@ Value __shfl_up_sync(unsigned int mask, Value value, int offset) {
   const int lane = fiber::block.current % fiber::kWarpSize;
   return fiber::exchange(mask, value, lane >= offset ? lane - offset : lane);
 }
+template <typename Value>
+Value __shfl_xor_sync(unsigned int mask, Value value, int lane_mask) {
+  return fiber::exchange(mask, value, (fiber::block.current % fiber::kWarpSize) ^ lane_mask);
+}
 
 // Products that are rounded by themselves; the programs are compiled with -ffp-contract=off.
 inline float __fmul_rn(float a, float b) { return a * b; }
@@ -370,18 +374,31 @@ inline int __double2hiint(double x) {
   return static_cast<int>(static_cast<std::uint32_t>(bits >> 32));
 }
 
+namespace fiber {
+
+// `exact` off by a relative error, up or down by the argument's bits: what an approximate instruction may give.
+inline float off_by(float exact, float argument, float relative) {
+  if (exact == 0.0f || !(std::fabs(exact) < __builtin_huge_valf())) return exact;
+  std::uint32_t bits;
+  std::memcpy(&bits, &argument, 4);
+  const bool up = (bits * 2654435761u) >> 31;
+  return exact * (up ? 1.0f + relative : 1.0f - relative);
+}
+
+// ex2.approx.f32: exact at integers, as expf, which scales by it, takes for granted; elsewhere off by its documented 2^-22.
+inline float ex2_approx(float x) {
+  const float exact = std::exp2(x);
+  return x == std::rint(x) ? exact : off_by(exact, x, 0x1p-22f);
+}
+
+}  // namespace fiber
+
 namespace cer {
 namespace device {
-// Stands in for ex2.approx.ftz.f32: exact at 0, elsewhere off by its documented 2^-22, up or down by the argument's
-// bits; results below the smallest normal number are 0. Found before ::exp2f by the kernels.
+// Stands in for ex2.approx.ftz.f32: results below the smallest normal number are 0. Found before ::exp2f by the kernels.
 inline float exp2f(float x) {
-  const float exact = std::exp2(x);
-  if (x == 0.0f || !(exact < __builtin_huge_valf())) return exact;
-  if (exact < 1.17549435e-38f) return 0.0f;
-  std::uint32_t bits;
-  std::memcpy(&bits, &x, 4);
-  const bool up = (bits * 2654435761u) >> 31;
-  return exact * (up ? 1.0f + 2.384185791015625e-7f : 1.0f - 2.384185791015625e-7f);
+  const float y = fiber::ex2_approx(x);
+  return y < 1.17549435e-38f ? 0.0f : y;
 }
 }  // namespace device
 }  // namespace cer

@@ -34,12 +34,14 @@ def compile_program(
     into: Path,
     *,
     csrc: Path = CSRC,
+    kernels: Path | None = None,
     sanitized: bool = False,
     optimisation: str = "-O1",
     warnings: tuple[str, ...] = WARNINGS,
     compiler: tuple[str, ...] = ("g++",),
 ) -> Path:
-    """The executable of ``program`` in ``into``, built from the kernels in ``csrc``.
+    """The executable of ``program`` in ``into``, built from the kernels in ``csrc``, or from headers of the same names
+    in ``kernels``.
 
     Raises:
         RuntimeError: the compiler's own words, when it fails.
@@ -51,6 +53,7 @@ def compile_program(
         *FLAGS,
         optimisation,
         *(SANITIZERS if sanitized else ()),
+        *(() if kernels is None else (f"-I{kernels}",)),
         f"-I{csrc}",
         f"-I{csrc / 'cuda'}",
         f"-I{HERE}",
@@ -64,9 +67,9 @@ def compile_program(
     return executable
 
 
-def compile_library(name: str, into: Path) -> Path:
-    """``name``.cpp as a shared library."""
-    executable = compile_program(name, into, compiler=("g++", "-shared", "-fPIC"))
+def compile_library(name: str, into: Path, **options) -> Path:
+    """``name``.cpp as a shared library; ``options`` of compile_program."""
+    executable = compile_program(name, into, compiler=("g++", "-shared", "-fPIC"), **options)
     return executable.rename(into / f"{name}.so")
 
 

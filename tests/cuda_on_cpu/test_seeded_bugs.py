@@ -8,26 +8,13 @@ from __future__ import annotations
 
 import shutil
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from kernel_programs import CSRC, MISUSE, STRAY_ADDRESS, WRONG_RESULT, compile_program, run_program
+from kernel_programs import MISUSE, STRAY_ADDRESS, WRONG_RESULT, compile_program, run_program
+from planted_bugs import Bug, planted
 
 SEEDS = range(1, 9)
-
-
-@dataclass(frozen=True)
-class Bug:
-    """``occurrence``: which of several equal places is changed (from 0)."""
-
-    kind: str
-    program: str
-    file: str
-    good: str
-    bad: str
-    statuses: tuple[int, ...]
-    occurrence: int = 0
 
 
 BUGS = {
@@ -144,18 +131,6 @@ BUGS = {
         (STRAY_ADDRESS, MISUSE, WRONG_RESULT),
     ),
 }
-
-
-def planted(bug: Bug, into: Path) -> Path:
-    """A copy of csrc with the bug in it."""
-    csrc = into / "csrc"
-    shutil.copytree(CSRC, csrc, ignore=shutil.ignore_patterns("cpu", "*.cu", "*.cpp"))
-    path = csrc / "cuda" / bug.file
-    parts = path.read_text().split(bug.good)
-    assert len(parts) > bug.occurrence + 1, f"{bug.file} no longer holds {bug.good!r} {bug.occurrence + 1} times"
-    head, tail = bug.good.join(parts[: bug.occurrence + 1]), bug.good.join(parts[bug.occurrence + 1 :])
-    path.write_text(head + bug.bad + tail)
-    return csrc
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,8 @@ LOG_TOLERANCE = {"rel": 2e-5, "abs": 2e-6}
 PARAMETER_TOLERANCE = {"rtol": 1e-5, "atol": 1e-6}
 _CLOCK = {"train_runtime", "train_samples_per_second", "train_steps_per_second", "step_time"}
 _CLOCK |= {f"eval_{name}" for name in ("runtime", "samples_per_second", "steps_per_second")}
-OURS = {"teca", "entropy_sum", "eval_teca", "eval_entropy_sum"}
+OURS = {"teca", "entropy_sum", "teca/rollout_difference", "teca/rollout_difference_max"}
+OURS |= {f"eval_{name}" for name in OURS}
 
 
 def run(trainer_class, model, tokenizer, arguments, reward=count_reward, dataset=None, **options):

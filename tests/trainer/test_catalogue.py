@@ -92,7 +92,7 @@ def test_one_entry_reaches_the_report_of_an_evaluation(new_entries, tmp_path, ca
 
     lines = [make_record(f"p{i}", benchmark="gaokao", method="haiku") for i in range(4)]
     (tmp_path / "records-gaokao-haiku.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert report.main([str(tmp_path)]) == 0
+    assert report.main(report.parser().parse_args([str(tmp_path)])) == 0
     shown = capsys.readouterr().out
     assert "GAOKAO" in shown
     assert "as a haiku" in shown

@@ -8,11 +8,12 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from same_run import compare, run, token_statistics_in_float64
-from tiny_models import count_reward, make_model, prompts
+from tiny_models import ENDS, count_reward, make_model, prompts
 from trl import GRPOTrainer
 from trl.trainer import grpo_trainer
 
 from trainer.cer_trainer import CERTrainer
+from trainer.sampling.early_exit import EarlyExit
 
 
 def new_lora():
@@ -223,14 +224,128 @@ def spy_on_passes(monkeypatch):
 @pytest.mark.parametrize("tuning", ["full", "lora"])
 def test_every_rollout_is_scored_once_and_never_by_the_reference(load_model, tokenizer, config, monkeypatch, tuning):
     passes = spy_on_passes(monkeypatch)
-    lora = new_lora if tuning == "lora" else dict
+    options = {**(new_lora() if tuning == "lora" else {}), "teca_source": "scoring"}
     reference, step = ("reference", "training", False), ("policy", "gradient", True)
 
-    run(CERTrainer, load_model(), tokenizer, config(beta=0.1, max_steps=1, **STEPS["aligned"]), **lora())
+    run(CERTrainer, load_model(), tokenizer, config(beta=0.1, max_steps=1, **STEPS["aligned"]), **options)
     assert passes == [("policy", "evaluation", True), reference, step, step]
     passes.clear()
-    run(CERTrainer, load_model(), tokenizer, config(beta=0.1, **{**STEPS["misaligned"], "max_steps": 2}), **lora())
+    run(CERTrainer, load_model(), tokenizer, config(beta=0.1, **{**STEPS["misaligned"], "max_steps": 2}), **options)
     assert passes == [("policy", "training", True), reference, step, step]
+
+
+@pytest.mark.parametrize("source", ["auto", "rollout"])
+def test_entropies_from_generate_need_no_pass_and_are_those_of_scoring(
+    load_model, tokenizer, config, monkeypatch, source
+):
+    seen = {}
+    for name in ("scoring", source):
+        passes = spy_on_passes(monkeypatch)
+        given = seen[name] = []
+
+        def reward(teca, entropy_sum, completion_ids, given=given, **kwargs):
+            given.extend(zip(teca, entropy_sum, completion_ids, strict=True))
+            return [-value for value in teca]
+
+        trainer = CERTrainer(
+            load_model(),
+            reward,
+            args=config(max_steps=1),
+            train_dataset=prompts(),
+            processing_class=tokenizer,
+            teca_source=name,
+        )
+        trainer.train()
+        assert [kind for _, kind, _ in passes] == ["evaluation"] * (name == "scoring") + ["gradient"] * 2
+        log = trainer.state.log_history[0]
+        assert ("teca/rollout_difference" in log) == (name != "scoring")
+    assert log["teca/rollout_difference_max"] < 1e-5
+    assert [row[2] for row in seen[source]] == [row[2] for row in seen["scoring"]]
+    for column in (0, 1):
+        scored = [row[column] for row in seen["scoring"]]
+        assert [row[column] for row in seen[source]] == pytest.approx(scored, abs=1e-4)
+
+
+def test_entropies_of_another_distribution_than_the_policys_are_warned_of(load_model, tokenizer, config, caplog):
+    """A repetition penalty acts before generate shows its scores: the entropy is not the policy's."""
+    arguments = config(max_steps=1, repetition_penalty=1.3)
+    trainer, _ = run(CERTrainer, load_model(), tokenizer, arguments)
+    assert trainer.state.log_history[0]["teca/rollout_difference"] > 1e-3
+    assert len([r for r in caplog.records if "differ from the training forward's" in r.getMessage()]) == 1
+    caplog.clear()
+    run(CERTrainer, load_model(), tokenizer, config(max_steps=1))
+    assert not caplog.records
+
+
+def test_forced_tokens_are_masked_from_the_loss_and_from_teca(load_model, tokenizer, config):
+    """An exit at the second token of every completion: what it forces has no gradient and counts in no mean."""
+    rule = EarlyExit(100.0, (7, 8, 9), (5,), min_tokens=2)
+    seen = []
+
+    def reward(teca, entropy_sum, completion_ids, **kwargs):
+        seen.extend(zip(teca, entropy_sum, completion_ids, strict=True))
+        return [sum(ids) for ids in completion_ids]
+
+    trainer = CERTrainer(
+        load_model(),
+        reward,
+        args=config(max_steps=1),
+        train_dataset=prompts(),
+        processing_class=tokenizer,
+        early_exit=rule,
+    )
+    batches = []
+    original = trainer._generate_and_score_completions
+    trainer._generate_and_score_completions = lambda inputs: batches.append(original(inputs)) or batches[-1]
+    trainer.train()
+    (batch,) = batches
+    long = 0
+    for (teca, total, ids), mask, entropy in zip(seen, batch["tool_mask"], batch["rollout_entropies"], strict=True):
+        if len(ids) < 2 or ids[0] in ENDS:
+            assert mask[: len(ids)].all()
+            continue
+        long += 1
+        assert ids[1:4] == [7, 8, 9]
+        written = [0, *range(4, len(ids))]
+        assert mask[: len(ids)].nonzero()[:, 0].tolist() == written
+        assert total == pytest.approx(entropy[written].sum().item(), rel=1e-5)
+        assert teca == pytest.approx(total / len(written), rel=1e-5)
+    assert long >= 4
+    log = trainer.state.log_history[0]
+    assert log["early_exit/share"] == long / len(seen)
+    assert log["early_exit/forced_tokens"] == 3 * long / len(seen)
+
+
+def test_rollouts_that_show_no_logits_are_refused_where_they_must(load_model, tokenizer, config):
+    def rollout(shown, trainer):
+        return {
+            "prompt_ids": [tokenizer(p)["input_ids"] for p in shown],
+            "completion_ids": [[7, 8, 1] for _ in shown],
+            "logprobs": None,
+        }
+
+    def train(**options):
+        with pytest.warns(UserWarning, match="rollout_func"):
+            trainer = CERTrainer(
+                load_model(),
+                count_reward,
+                args=config(max_steps=1),
+                train_dataset=prompts(),
+                processing_class=tokenizer,
+                rollout_func=rollout,
+                **options,
+            )
+        trainer.train()
+
+    train()
+    with pytest.raises(ValueError, match="rollout_func returned no entropies"):
+        train(teca_source="rollout")
+    with pytest.raises(ValueError, match="early_exit is set, but rollout_func made none"):
+        train(early_exit=EarlyExit(1.0, (7,), (7,), min_tokens=2))
+    with pytest.raises(ValueError, match=r"early_exit_min_tokens is 9.*at most 8 tokens.*never fire"):
+        train(early_exit=EarlyExit(1.0, (7,), (7,), min_tokens=9))
+    with pytest.raises(ValueError, match="teca_source is 'both': expected one of"):
+        CERTrainer(load_model(), count_reward, teca_source="both")
 
 
 def test_entropies_from_the_rollout_engine_are_passed_on_and_no_pass_is_made(
@@ -336,7 +451,14 @@ def test_a_data_column_of_our_name_is_refused(load_model, tokenizer, config):
 def test_images_without_a_pass_of_trl_are_refused_at_construction(load_model, tokenizer, config):
     dataset = prompts().rename_column("goal", "image")
     with pytest.raises(ValueError, match="TECA of rollouts with images"):
-        CERTrainer(load_model(), count_reward, args=config(), train_dataset=dataset, processing_class=tokenizer)
+        CERTrainer(
+            load_model(),
+            count_reward,
+            args=config(),
+            train_dataset=dataset,
+            processing_class=tokenizer,
+            teca_source="scoring",
+        )
 
 
 def test_a_model_that_cannot_be_served_is_refused_at_construction(tokenizer, config):

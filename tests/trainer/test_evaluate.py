@@ -20,6 +20,7 @@ from trainer.catalogue.methods import METHODS, methods
 from trainer.evaluation.answers import token_texts
 from trainer.evaluation.benchmarks import load_benchmark
 from trainer.evaluation.prompts import encode_prompt, render
+from trainer.prompts.prompt import Prompt
 from trainer.records.record_files import check_record, read_records
 from trainer.records.settings import read_settings
 from trainer.storage.fingerprint import model_fingerprint
@@ -165,7 +166,7 @@ def test_a_batch_of_which_a_part_is_there_is_completed_with_the_same_responses(b
         (("--samples", 2), "samples was 1, now 2"),
         (("--limit", 1), "limit was None, now 1"),
         (("--dtype", "bfloat16"), "dtype was 'float32', now 'bfloat16'"),
-        (("--system_prompt", ""), "system_prompt was None, now ''"),
+        (("--system_prompt", ""), "prompt was None, now {'system_prompt': None, 'instruction': None, 'examples': []}"),
     ],
 )
 def test_a_changed_setting_is_refused_by_name(byte_model, files, tmp_path, capsys, changed, named):
@@ -354,14 +355,17 @@ def test_a_template_without_a_system_role_gets_one_user_turn(tokenizer, monkeypa
         "<{{ m['role'] }}>{{ m['content'] }}{% endfor %}"
     )
     monkeypatch.setattr(tokenizer, "chat_template", template)
-    chosen = methods(["thinking"], "do it")
+    chosen = methods(["thinking"], Prompt("do it"))
     assert render(tokenizer, "w1", chosen["thinking"]) == "<user>do it\n\nw1"
 
 
 def test_a_model_without_a_chat_template_is_asked_in_plain_text(tokenizer, monkeypatch):
     monkeypatch.setattr(tokenizer, "chat_template", None)
-    assert render(tokenizer, "w1 w2", methods(["thinking"], "do it")["thinking"]) == "do it\n\nQuestion: w1 w2\nAnswer:"
-    assert render(tokenizer, "w1", methods(["no_thinking"], "")["no_thinking"]) == "Question: w1\nAnswer:"
+    assert (
+        render(tokenizer, "w1 w2", methods(["thinking"], Prompt("do it"))["thinking"])
+        == "do it\n\nQuestion: w1 w2\nAnswer:"
+    )
+    assert render(tokenizer, "w1", methods(["no_thinking"], Prompt(""))["no_thinking"]) == "Question: w1\nAnswer:"
 
 
 def test_a_prompt_without_tokens_is_refused(tokenizer):

@@ -83,7 +83,7 @@ def test_help_of_trl_lists_its_options_too(capsys):
         (["--learning_rate", "0"], "learning_rate is 0.0: expected a number > 0"),
         (["--reward_weights", "1", "2"], "reward_weights has 2 values for 1 rewards"),
         (["--report_to", "wandb"], "report_to names wandb, which is not installed: pip install wandb"),
-        (["--use_vllm", "true"], "use_vllm is set, but vllm is not installed: pip install vllm"),
+        (["--use_vllm", "true"], "use_vllm needs vLLM 0.32.0: pip install"),
         (["--num_generations", "7"], "must be divisible by num_generations"),
         (["--completions_per_update", "65"], "completions_per_update is 65: expected a multiple of"),
         (["--model_name_or_path", "Qwen/Qwen3-4B"], "dataset tiny goes with its own model"),

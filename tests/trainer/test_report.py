@@ -11,6 +11,8 @@ import zlib
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from synthetic_records import make_record, write_run
 
 from trainer import report
@@ -19,7 +21,7 @@ from trainer.reporting.comparison import compare
 from trainer.reporting.published import BENCHMARKS, PUBLISHED, inconsistencies
 from trainer.reporting.results import AVERAGE, Row, summarise
 from trainer.reporting.runs import load_run
-from trainer.reporting.statistics import Ratio, bootstrap, interval, pass_at_k, share_interval
+from trainer.reporting.statistics import Ratio, bootstrap, interval, pass_at_k, share_interval, wilson
 
 
 def run_report(capsys, *arguments: str) -> str:
@@ -372,3 +374,18 @@ def test_published_report_prints_the_dlen_column_and_marks_the_six(capsys):
     rows = list(csv.DictReader(io.StringIO(run_report(capsys, "--published", "--format", "csv"))))
     assert len(rows) == 10 * (4 * 3 + 2)
     assert sum(r["notes"].startswith("printed; implied") for r in rows) == 6
+
+
+@pytest.mark.parametrize(
+    ("successes", "n", "low", "high"),
+    # Wilson (1927) by the formula in 50-digit arithmetic
+    [(0, 10, 0.0, 0.277533), (10, 10, 0.722467, 1.0), (5, 10, 0.236593, 0.763407), (243, 256, 0.915069, 0.970086)],
+)
+def test_wilson_interval(successes, n, low, high):
+    assert wilson(successes, n) == pytest.approx((low, high), abs=2e-6)
+
+
+@given(st.integers(1, 500).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_wilson_interval_holds_the_share_and_stays_within_0_and_1(case):
+    low, high = wilson(*case)
+    assert 0 <= low <= case[0] / case[1] <= high <= 1

@@ -15,13 +15,12 @@ from trainer.catalogue.rewards import REWARDS, find
 from trainer.rewards import (
     accuracy_reward,
     cer_reward,
-    completion_text,
-    group_scales,
     length_penalty_reward,
     random_reward,
     reward_function,
     total_entropy_reward,
 )
+from trainer.rewards.completions import completion_text
 from trainer.training.padding_alarm import padding_alarm
 
 RIGHT, WRONG = r"so \boxed{7}", r"so \boxed{8}"
@@ -161,10 +160,11 @@ def test_ground_truth_of_another_length_is_refused():
 def test_configured_rewards_keep_their_name_and_can_be_pickled(name):
     from trl.trainer.utils import get_callable_name
 
-    reward = reward_function(name, weight=0.25, seed=3)
+    reward = reward_function(name, weight=0.25, seed=3, max_length=64)
     assert reward.__name__ == find(name).__name__
     assert get_callable_name(reward) == find(name).__name__
     given_to_all = {"teca": [0.2], "entropy_sum": [3.0], "completion_ids": [[1, 2]], "prompts": ["p"]}
+    given_to_all["target_length"] = [2]
     call = {"completions": [RIGHT], "ground_truth": ["7"], **given_to_all}
     assert pickle.loads(pickle.dumps(reward))(**call) == reward(**call)
 
@@ -180,7 +180,7 @@ def test_reward_function_sets_the_weight_and_refuses_bad_ones():
 
 
 def test_every_reward_trains_in_trl_on_loaded_problems(load_model, tokenizer, config, tmp_path):
-    """One step with all five at once: TRL hands over the columns and the entropies, and logs each by its name.
+    """One step with all at once: TRL hands over the columns and the entropies, and logs each by its name.
 
     The tiny model says no answers, so each completion is replaced, by its tokens, with a right or a wrong one.
     """
@@ -189,10 +189,11 @@ def test_every_reward_trains_in_trl_on_loaded_problems(load_model, tokenizer, co
 
     records = [{"question": f"w{i} w{i + 1}", "answer": "#### 7"} for i in range(4)]
     (tmp_path / "sums.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    problems = load_problems(str(tmp_path / "sums.jsonl"), instruction=None)
     received = []
 
     def on_graded(name):
-        reward = reward_function(name)
+        reward = reward_function(name, max_length=64)
 
         @functools.wraps(reward)
         def replaced(completions, completion_ids, **kwargs):
@@ -206,8 +207,8 @@ def test_every_reward_trains_in_trl_on_loaded_problems(load_model, tokenizer, co
     trainer = CERTrainer(
         model=load_model(),
         reward_funcs=[on_graded(name) for name in REWARDS],
-        args=config(max_steps=1, reward_weights=[1.0, 1.0, 0.0, 0.0, 0.0]),
-        train_dataset=load_problems(str(tmp_path / "sums.jsonl"), instruction=None),
+        args=config(max_steps=1, reward_weights=[1.0, 1.0] + [0.0] * (len(REWARDS) - 2)),
+        train_dataset=problems.add_column("target_length", [8] * len(problems)),
         processing_class=tokenizer,
     )
     trainer.train()
@@ -223,10 +224,10 @@ def test_every_reward_trains_in_trl_on_loaded_problems(load_model, tokenizer, co
             assert rewards == pytest.approx([r if text == RIGHT else 0 for r, text in zip(right, said, strict=True)])
 
 
-def test_group_scales():
-    assert group_scales([1.0, 5.0, 3.0, 9.0], [True, True, True, False], None, 1.0) == [3.0] * 4
-    assert group_scales([4.0, 8.0], [True, False], ["a", "b"], 1.0) == [4.0, 1.0]
-    assert group_scales([4.0, 8.0, 6.0], [True, True, None], [[{"content": "a"}]] * 3, 1.0) == [6.0] * 3
+def test_messages_that_are_equal_are_one_prompt():
+    messages = [[{"role": "user", "content": "a"}], [{"content": "a", "role": "user"}]]
+    rewards = total_entropy_reward([RIGHT] * 2, ["7"] * 2, [4.0, 8.0], messages)
+    assert rewards == pytest.approx([1 + math.exp(-4 / 6) / 2, 1 + math.exp(-8 / 6) / 2])
 
 
 # The alarm

@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainer.experiment import result_table, warm_start
-from trainer.experiment.held_out import entropies, evaluate
+from trainer.experiment.held_out import evaluate
 from trainer.experiment.warm_start import WarmStartSettings
 from trainer.sampling import rollout
+from trainer.sampling.rollout import sample
 from trainer.tiny import problems as word_problems
 from trainer.tiny.model import build_model
 from trainer.tiny.problems import DESIGNS, draw_problems, draw_response
@@ -160,7 +161,7 @@ def test_sampling_at_temperature_zero_is_greedy_generation_of_transformers(token
     actual = rollout.sample(
         model, prompts, max_new_tokens=24, temperature=1e-6, end_ids=[end], pad_id=tokenizer.pad_token_id
     )
-    assert actual == expected
+    assert [one.token_ids for one in actual] == expected
 
 
 def test_sampled_tokens_have_the_models_distribution(tokenizer, model):
@@ -170,7 +171,7 @@ def test_sampled_tokens_have_the_models_distribution(tokenizer, model):
     drawn = rollout.sample(
         model, [prompt] * n, max_new_tokens=1, temperature=temperature, end_ids=[0], pad_id=tokenizer.pad_token_id
     )
-    counts = torch.bincount(torch.tensor(drawn)[:, 0], minlength=len(tokenizer)).double()
+    counts = torch.bincount(torch.tensor([one.token_ids[0] for one in drawn]), minlength=len(tokenizer)).double()
     with torch.no_grad():
         p = (model(torch.tensor([prompt])).logits[0, -1].double() / temperature).softmax(-1)
     keep = n * p > 5
@@ -188,7 +189,7 @@ def test_sampler_draws_from_the_generator_that_checkpoints_save(tokenizer, model
     torch.manual_seed(4)
     assert rollout.sample(model, prompts, **arguments) == first
     assert rollout.sample(model, prompts, **arguments) != first
-    assert all(1 <= len(row) <= 12 for row in first)
+    assert all(1 <= len(one.token_ids) <= 12 for one in first)
 
 
 @pytest.mark.parametrize("option", [{"top_p": 0.9}, {"top_k": 5}, {"min_p": 0.1}, {"repetition_penalty": 1.2}])
@@ -273,17 +274,16 @@ def test_bad_warm_start_settings_are_refused(bad):
 # --- evaluation and table
 
 
-def test_entropies_are_those_of_the_model_at_the_completions_tokens(tokenizer, model):
+def test_entropies_of_samples_are_those_of_the_model_at_their_tokens(tokenizer, model):
     prompts = prompts_of(tokenizer, 3)
-    completions = [[7, 8, 9, 10], [11], [12, 13]]
-    entropy, mask = entropies(model, prompts, completions, tokenizer.pad_token_id)
-    assert mask.sum(1).tolist() == [4, 1, 2]
-    for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
+    limits = {"max_new_tokens": 12, "end_ids": [tokenizer.eos_token_id], "pad_id": tokenizer.pad_token_id}
+    samples = sample(model, prompts, temperature=0.7, **limits)
+    for prompt, one in zip(prompts, samples, strict=True):
         with torch.no_grad():
-            logits = model(torch.tensor([prompt + completion])).logits[0].double()
+            logits = model(torch.tensor([prompt + one.token_ids])).logits[0].double() / 0.7
         logp = logits.log_softmax(-1)
         expected = -(logp.exp() * logp).sum(-1)[len(prompt) - 1 : -1]
-        torch.testing.assert_close(entropy[row, mask[row]].double(), expected, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(torch.tensor(one.decoded.entropies).double(), expected, rtol=1e-4, atol=1e-6)
 
 
 def test_evaluation_leaves_the_random_state_and_the_mode_alone(tokenizer, model):
@@ -297,21 +297,6 @@ def test_evaluation_leaves_the_random_state_and_the_mode_alone(tokenizer, model)
     assert evaluate(model, tokenizer, problems, max_new_tokens=8, seed=1) == first
     for teca, total, tokens in zip(first.teca, first.entropy_sum, first.tokens, strict=True):
         assert teca * tokens == pytest.approx(total, rel=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("successes", "n", "low", "high"),
-    # Wilson (1927) by the formula in 50-digit arithmetic
-    [(0, 10, 0.0, 0.277533), (10, 10, 0.722467, 1.0), (5, 10, 0.236593, 0.763407), (243, 256, 0.915069, 0.970086)],
-)
-def test_wilson_interval(successes, n, low, high):
-    assert result_table.wilson(successes, n) == pytest.approx((low, high), abs=2e-6)
-
-
-@given(st.integers(1, 500).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
-def test_wilson_interval_holds_the_share_and_stays_within_0_and_1(case):
-    low, high = result_table.wilson(*case)
-    assert 0 <= low <= case[0] / case[1] <= high <= 1
 
 
 def test_table_says_what_accuracy_alone_and_a_length_penalty_do(tokenizer, model):

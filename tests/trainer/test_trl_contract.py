@@ -13,9 +13,11 @@ import re
 import textwrap
 
 import pytest
+import torch
 import trl
 from tiny_models import count_reward, prompts
 from trl import GRPOTrainer
+from trl.generation import vllm_generation
 from trl.trainer import grpo_trainer
 from trl.trainer import utils as trl_utils
 
@@ -68,6 +70,9 @@ SIGNATURES = {
         "mm_token_type_ids",
         "image_position_ids",
     ],
+    "_generate_single_turn": ["prompt_ids", "images", "multimodal_fields", "num_generations", "has_tool_images"],
+    "_generate_and_score_completions": ["inputs"],
+    "_compute_loss": ["model", "inputs"],
     # called:
     "_log_completion_extra": ["column", "values"],
     "_log_metric": ["name", "value"],
@@ -180,6 +185,44 @@ def test_what_generate_returns():
     )
 
 
+def test_what_the_recorded_rollouts_rest_on():
+    """Where generate and vLLM are called, which mask hides tokens from the loss; extra tensors stay in step."""
+    source = source_of(GRPOTrainer._generate_single_turn)
+    require(
+        "how it generates with transformers",
+        True,
+        "unwrapped_model.generate(" in source and "generation_config=self.generation_config" in source,
+    )
+    require("how it generates with vLLM", True, "self.vllm_generation.generate(" in source)
+    loss = source_of(GRPOTrainer._compute_loss)
+    require(
+        "the mask of the loss",
+        True,
+        'completion_mask if "tool_mask" not in inputs else completion_mask * inputs["tool_mask"]' in loss
+        and "compute_entropy=True" in loss,
+    )
+    both = {"a": torch.arange(6), "rollout_entropies": torch.arange(6)[:, None].float()}
+    for part in trl_utils.split_tensor_dict(trl_utils.shuffle_sequence_dict(both), 3):
+        require("how batches are split", part["a"].tolist(), part["rollout_entropies"][:, 0].long().tolist())
+
+
+def test_where_vllm_is_started():
+    """CERTrainer puts its own class in the place of this name, and that class its options in the place of LLM's."""
+    source = source_of(grpo_trainer.GRPOTrainer)
+    calls = [line.strip() for line in source.splitlines() if "VLLMGeneration(" in line]
+    require("how GRPOTrainer starts vLLM", ["self.vllm_generation = VLLMGeneration("], calls)
+    start = source_of(vllm_generation.VLLMGeneration._init_vllm)
+    require("how many engines it starts", 1, start.count("self.llm = LLM("))
+    for method in ("sync_weights", "generate", "_iter_named_params"):
+        require(f"VLLMGeneration.{method}", True, callable(getattr(vllm_generation.VLLMGeneration, method, None)))
+    generate = source_of(vllm_generation.VLLMGeneration.generate)
+    require(
+        "how it asks the engine",
+        True,
+        "self.llm.generate(vllm_prompts, sampling_params=sampling_params, use_tqdm=False)" in generate,
+    )
+
+
 def passes_in_order(source: str) -> list[tuple[str, str]]:
     """(method, first argument) of the calls that decide where TECA comes from, in the order of the source."""
     wanted = {"_generate", "_get_per_token_logps_and_entropies", "_calculate_rewards"}
@@ -267,8 +310,14 @@ ATTRIBUTES = [
     "_tokenizer",
     "_is_vlm",
     "rollout_func",
+    "tools",
+    "temperature",
     "use_vllm",
+    "vllm_mode",
     "vllm_importance_sampling_correction",
+    "use_transformers_continuous_batching",
+    "model_wrapped",
+    "_metrics",
     "num_iterations",
     "pad_to_multiple_of",
     "mask_truncated_completions",

@@ -22,5 +22,15 @@ DATA_SETS = {
     "aime24": DataSet("AIME24", "Maxwell-Jia/AIME_2024", hub_split="train"),
     "aime25": DataSet("AIME25", "math-ai/aime25"),
 }
+# Made on the spot by trainer/arithmetic, split "train" and "test"; the name ends in a family of its problems.py.
+MADE = {
+    "arithmetic.sums": "Sums",
+    "arithmetic.large_sums": "Sums of two digits",
+    "arithmetic.differences": "Differences",
+    "arithmetic.products": "Products",
+    "arithmetic.stories": "Stories of one step",
+    "arithmetic.two_steps": "Stories of two steps",
+    "arithmetic.mixed": "Sums, differences, products",
+}
 EMBEDDED = "tiny"  # the word problems of trainer/tiny, made on the spot
 EMBEDDED_TITLE = "Embedded problems"

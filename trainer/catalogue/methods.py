@@ -17,7 +17,9 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-_STEP_BY_STEP = "Let's think step by step. Put your final answer in $\\boxed{}$"
+from trainer.prompts.prompt import Prompt
+
+STEP_BY_STEP = Prompt("Let's think step by step. Put your final answer in $\\boxed{}$")
 
 CHAIN_OF_DRAFT = (
     "Think step by step, but only keep a minimum draft for each thinking step, with 5 words at most. "
@@ -34,25 +36,25 @@ CONCISE_CHAIN_OF_THOUGHT = (
 
 @dataclass(frozen=True)
 class Method:
-    """A way to ask: a system prompt, and whether the model's thinking mode is on."""
+    """A way to ask: what stands around the question, and whether the model's thinking mode is on."""
 
     title: str
-    system_prompt: str
+    prompt: Prompt
     enable_thinking: bool = True
-    own_prompt: bool = False  # the prompt is what the method is: --system_prompt does not replace it
+    own_prompt: bool = False  # the prompt is what the method is: neither --prompt nor the policy's own replaces it
 
 
 METHODS = {
-    "thinking": Method("w/ thinking", _STEP_BY_STEP),
-    "no_thinking": Method("w/o thinking", _STEP_BY_STEP, enable_thinking=False),
-    "cod": Method("CoD", CHAIN_OF_DRAFT, own_prompt=True),
-    "ccot": Method("CCoT", CONCISE_CHAIN_OF_THOUGHT, own_prompt=True),
+    "thinking": Method("w/ thinking", STEP_BY_STEP),
+    "no_thinking": Method("w/o thinking", STEP_BY_STEP, enable_thinking=False),
+    "cod": Method("CoD", Prompt(CHAIN_OF_DRAFT), own_prompt=True),
+    "ccot": Method("CCoT", Prompt(CONCISE_CHAIN_OF_THOUGHT), own_prompt=True),
 }
 PUBLISHED_TITLES = {"cer": "CER"}  # a row of the published tables: a trained model, not a way to ask
 
 
-def methods(names: list[str], system_prompt: str | None = None) -> dict[str, Method]:
-    """The methods of these names; `system_prompt` replaces that of thinking and no_thinking ("" leaves it out).
+def methods(names: list[str], prompt: Prompt | None = None) -> dict[str, Method]:
+    """The methods of these names; `prompt` replaces that of thinking and no_thinking.
 
     Raises ValueError for a name that is none.
     """
@@ -61,7 +63,7 @@ def methods(names: list[str], system_prompt: str | None = None) -> dict[str, Met
         if name not in METHODS:
             raise ValueError(f"unknown method {name!r}: expected some of {', '.join(METHODS)}")
         method = METHODS[name]
-        if system_prompt is not None and not method.own_prompt:
-            method = dataclasses.replace(method, system_prompt=system_prompt)
+        if prompt is not None and not method.own_prompt:
+            method = dataclasses.replace(method, prompt=prompt)
         chosen[name] = method
     return chosen

@@ -20,30 +20,79 @@ class Reward:
     function: str  # "module:function", in TRL's signature
     help: str  # what --help says of it
     title: str  # its row in a table
-    options: tuple[str, ...] = ()  # which of weight (--cer_weight) and seed it takes
+    options: tuple[str, ...] = ()  # of weight (--cer_weight), seed, max_length (--max_completion_length)
 
 
 REWARDS = {
     "cer": Reward(
-        "trainer.rewards:cer_reward",
+        "trainer.rewards.entropy:cer_reward",
         "1 + weight * exp(-TECA) if right, else 0",
         "CER: 1 + w exp(-TECA) if right",
         options=("weight",),
     ),
     "total_entropy": Reward(
-        "trainer.rewards:total_entropy_reward",
+        "trainer.rewards.entropy:total_entropy_reward",
         "the same with the completion's total entropy, which padding cannot dilute",
         "total entropy variant of CER",
         options=("weight",),
     ),
-    "accuracy": Reward("trainer.rewards:accuracy_reward", "1 if right, else 0", "control: accuracy only"),
+    "decided": Reward(
+        "trainer.rewards.decided:decided_reward",
+        "a price on what comes after the answer, where all of a group are right",
+        "decided: tokens after the answer",
+        options=("weight",),
+    ),
+    "accuracy": Reward("trainer.rewards.entropy:accuracy_reward", "1 if right, else 0", "control: accuracy only"),
     "length_penalty": Reward(
-        "trainer.rewards:length_penalty_reward",
+        "trainer.rewards.entropy:length_penalty_reward",
         "accuracy, less for longer answers",
         "control: accuracy, length penalty",
         options=("weight",),
     ),
-    "random": Reward("trainer.rewards:random_reward", "a coin", "control: random reward", options=("seed",)),
+    "kimi": Reward(
+        "trainer.rewards.length:kimi_reward",
+        "place between the group's shortest and longest, arXiv 2501.12599",
+        "Kimi k1.5: place in the group",
+        options=("weight",),
+    ),
+    "dapo": Reward(
+        "trainer.rewards.length:dapo_reward",
+        "soft overlong punishment, arXiv 2503.14476",
+        "DAPO: soft overlong punishment",
+        options=("max_length",),
+    ),
+    "efficient": Reward(
+        "trainer.rewards.length:efficient_reward",
+        "sigmoid of the standardised length, arXiv 2502.04463",
+        "Arora, Zanette: sigmoid of length",
+    ),
+    "grpo_lambda": Reward(
+        "trainer.rewards.length:grpo_lambda_reward",
+        "the same for the prompts answered best, arXiv 2505.18086",
+        "GRPO-lambda: only where accuracy is high",
+    ),
+    "gr3": Reward(
+        "trainer.rewards.length:gr3_reward",
+        "divided by relative length, arXiv 2603.10535",
+        "GR3: divided by relative length",
+    ),
+    "conciser": Reward(
+        "trainer.rewards.length:conciser_reward",
+        "length only where all of a group are right, arXiv 2505.21178",
+        "ConciseR: length where all are right",
+        options=("weight", "max_length"),
+    ),
+    "l1_exact": Reward(
+        "trainer.rewards.length:l1_exact_reward",
+        "distance to the data's target_length, arXiv 2503.04697",
+        "L1: distance to a target length",
+    ),
+    "l1_max": Reward(
+        "trainer.rewards.length:l1_max_reward",
+        "within the data's target_length, arXiv 2503.04697",
+        "L1: within a target length",
+    ),
+    "random": Reward("trainer.rewards.entropy:random_reward", "a coin", "control: random reward", options=("seed",)),
 }
 
 

@@ -15,7 +15,9 @@ from trainer.datasets.sources import (
     column,
     load_records,
 )
-from trainer.grading.extract import after_hashes, last_boxed
+from trainer.grading.boxes import last_boxed
+from trainer.grading.extract import after_hashes
+from trainer.prompts.prompt import Prompt
 
 BOXED_INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{}."
 
@@ -30,6 +32,7 @@ def load_problems(
     answer_column: str | None = None,
     system_prompt: str | None = None,
     instruction: str | None = BOXED_INSTRUCTION,
+    prompt: Prompt | None = None,
     shuffle_seed: int | None = None,
     max_samples: int | None = None,
 ) -> datasets.Dataset:
@@ -43,6 +46,7 @@ def load_problems(
         question_column, answer_column: names of columns, where the usual ones are not meant.
         system_prompt: content of a first message; None for none.
         instruction: appended to the question after a blank line; None or "" for none.
+        prompt: how a question is put, instead of system_prompt and instruction.
         shuffle_seed: shuffle the records with this seed first; None keeps their order.
         max_samples: keep only the first so many (of the shuffled ones).
 
@@ -65,26 +69,20 @@ def load_problems(
             raise DataError(f"max_samples is {max_samples}: expected at least 1")
         records = records.select(range(min(max_samples, len(records))))
 
+    prompt = prompt or Prompt(system_prompt or None, instruction or None)
     problems = []
     for row, record in zip(rows, records, strict=False):
         where = f"{source}, split {split!r}, record {row + 1}"
         question = _question(record[question_name], f"{where}, column {question_name!r}")
         problems.append(
             {
-                "prompt": messages(question, system_prompt=system_prompt, instruction=instruction),
+                "prompt": prompt.messages(question),
                 "ground_truth": ground_truth(record[answer_name], f"{where}, column {answer_name!r}"),
                 "question": question,
                 "id": f"{Path(source).stem}-{split}-{row}" if id_name is None else str(record[id_name]),
             }
         )
     return datasets.Dataset.from_list(problems)
-
-
-def messages(question: str, *, system_prompt: str | None, instruction: str | None) -> list[dict[str, str]]:
-    """Returns the prompt of a question as chat messages."""
-    content = f"{question}\n\n{instruction}" if instruction else question
-    system = [{"role": "system", "content": system_prompt}] if system_prompt else []
-    return [*system, {"role": "user", "content": content}]
 
 
 def ground_truth(answer, where: str) -> str:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import datasets
 
-from trainer.catalogue.data_sets import DATA_SETS
+from trainer.arithmetic.problems import arithmetic_problems
+from trainer.catalogue.data_sets import DATA_SETS, MADE
 
 
 class DataError(ValueError):
@@ -33,6 +34,8 @@ def load_records(
     source: a name in DATA_SETS, a file, a directory, or a hub id. data_dir: where known data sets lie locally, as
     <data_dir>/<name>/<split>.jsonl (or .json, .parquet). split: one of its splits, a slice such as "train[:100]" too.
     """
+    if source in MADE:
+        return _made(source, split or "train")
     known = DATA_SETS.get(source)
     if split is not None and not _SPLIT.fullmatch(split):
         raise DataError(f'{source}: the split is {split!r}: expected a name, or a slice such as "train[:100]"')
@@ -58,9 +61,25 @@ def load_records(
         named = own_split if split is None else _SPLIT.fullmatch(split)[1]
         return _load_files(source, {named: [path]}, split or own_split)
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", source):
-        known_names = ", ".join(DATA_SETS)
+        known_names = ", ".join((*DATA_SETS, *MADE))
         raise DataError(f"{source!r} is no file, no directory, no hub id (owner/name) and none of {known_names}")
     return _load_hub(source, config, split or "train"), split or "train"
+
+
+def _made(source: str, split: str) -> tuple[datasets.Dataset, str]:
+    """Problems of trainer/arithmetic; a slice such as "train[:100]" takes the first ones."""
+    named = _SPLIT.fullmatch(split)
+    try:
+        problems = arithmetic_problems(source.partition(".")[2], named[1] if named else split)
+    except ValueError as error:
+        raise DataError(str(error)) from error
+    if named and named[2]:
+        first, colon, last = named[2].strip("[]").partition(":")
+        if not colon or not (first + last).isdigit():
+            raise DataError(f'{source}: the split is {split!r}: expected a slice such as "train[:100]"')
+        problems = problems[int(first or 0) : int(last or len(problems))]
+    rows = [{"id": made.id, "question": made.question, "answer": str(made.answer)} for made in problems]
+    return datasets.Dataset.from_list(rows), split
 
 
 def column(records: datasets.Dataset, asked: str | None, candidates: tuple[str, ...], role: str, option: str) -> str:

@@ -68,6 +68,7 @@ def make_record(
         )
     if text is None:
         text = tokenizer.decode(response.token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    exits = {} if response.exit_at is None else {"early_exit": response.exit_at}
     return {
         "id": identity,
         "benchmark": benchmark,
@@ -85,4 +86,5 @@ def make_record(
         "token_ids": list(response.token_ids),
         "token_entropies": rounded(response.entropies),
         "teca": rounded(cer_ext.teca(entropies[None])[0].tolist()) if len(entropies) else [],
+        **exits,
     }

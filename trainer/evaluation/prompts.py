@@ -2,25 +2,52 @@
 
 from __future__ import annotations
 
+import argparse
+import logging
 from typing import TYPE_CHECKING
 
 from jinja2.exceptions import TemplateError
 
-from trainer.catalogue.methods import Method
+from trainer.catalogue.methods import STEP_BY_STEP, Method
+from trainer.prompts.prompt import Prompt, prompt_of, read_prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+log = logging.getLogger("trainer.evaluate")
+
+
+def prompt_to_ask(arguments: argparse.Namespace) -> Prompt | None:
+    """What --prompt, --system_prompt and --instruction ask for; without them, what the policy was trained on.
+
+    None: the methods' own. A policy that is asked otherwise than it was trained is worth a warning.
+    """
+    trained = prompt_of(arguments.adapter or arguments.model)
+    parts = {"system_prompt": arguments.system_prompt, "instruction": arguments.instruction}
+    if arguments.prompt is None and set(parts.values()) == {None}:
+        if trained is not None:
+            log.info("thinking and no_thinking ask as the policy was trained: %s", trained.described())
+        return trained
+    asked = read_prompt(arguments.prompt) if arguments.prompt is not None else trained or STEP_BY_STEP
+    asked = asked.with_parts(**parts)
+    if trained is not None and asked != trained:
+        log.warning(
+            "the policy was trained on another prompt (%s): before and after then differ in the prompt too",
+            trained.described(),
+        )
+    return asked
 
 
 def render(tokenizer: PreTrainedTokenizerBase, question: str, method: Method) -> str:
     """The prompt, up to where the response begins.
 
-    With a chat template: a system and a user turn (one user turn where the template knows no system role). Without one:
-    the system prompt, an empty line, "Question: ..." and "Answer:".
+    With a chat template: the prompt's turns (the system's text in the first user turn where a template knows no system
+    role). Without one: the system prompt, then "Question: ..." and "Answer: ..." of the examples and of the question.
     """
-    system = [{"role": "system", "content": method.system_prompt}] if method.system_prompt else []
+    messages = method.prompt.messages(question)
     if not tokenizer.chat_template:
-        return "".join(f"{turn['content']}\n\n" for turn in system) + f"Question: {question}\nAnswer:"
+        forms = {"system": "{}\n\n", "user": "Question: {}\nAnswer:", "assistant": " {}\n\n"}
+        return "".join(forms[turn["role"]].format(turn["content"]) for turn in messages)
 
     def apply(messages: list[dict[str, str]]) -> str:
         return tokenizer.apply_chat_template(
@@ -28,11 +55,12 @@ def render(tokenizer: PreTrainedTokenizerBase, question: str, method: Method) ->
         )
 
     try:
-        return apply([*system, {"role": "user", "content": question}])
+        return apply(messages)
     except TemplateError:  # Gemma's template, for one, refuses a system turn
-        if not system:
+        if not method.prompt.system_prompt:
             raise
-        return apply([{"role": "user", "content": f"{method.system_prompt}\n\n{question}"}])
+        system, first, *others = messages
+        return apply([{**first, "content": f"{system['content']}\n\n{first['content']}"}, *others])
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> tuple[int, ...]:

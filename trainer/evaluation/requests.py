@@ -68,6 +68,7 @@ class Response:
     token_ids: list[int]
     entropies: list[float]
     finish_reason: str  # "stop": it ended; "length": max_new_tokens was reached
+    exit_at: int | None = None  # the place of the first token that an early exit forced
 
 
 class Engine(Protocol):

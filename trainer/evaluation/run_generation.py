@@ -7,6 +7,7 @@ which a record is missing is generated whole, so an interrupted run makes the sa
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,10 +20,12 @@ from trainer.evaluation.answers import make_record
 from trainer.evaluation.benchmarks import BenchmarkProblem, load_benchmark
 from trainer.evaluation.loading import ModelSource
 from trainer.evaluation.progress import Progress
-from trainer.evaluation.prompts import encode_prompt, render
+from trainer.evaluation.prompts import encode_prompt, prompt_to_ask, render
 from trainer.evaluation.requests import Engine, Request, Sampling, request_seed
+from trainer.models.names import resolve
 from trainer.records.record_files import RecordWriter, record_path
 from trainer.records.settings import claim_directory
+from trainer.sampling.early_exit import EarlyExit, make_rule
 
 log = logging.getLogger("trainer.evaluate")
 
@@ -80,10 +83,12 @@ def generate(arguments: argparse.Namespace) -> None:
         repetition_penalty=arguments.repetition_penalty,
         max_new_tokens=arguments.max_new_tokens,
     )
-    chosen = methods(names(arguments.methods, "--methods"), arguments.system_prompt)
+    asked = prompt_to_ask(arguments)
+    chosen = methods(names(arguments.methods, "--methods"), asked)
     if arguments.engine == "vllm":
         loading.require_vllm()
-    loading.check_source(arguments.model, arguments.adapter)
+    model = resolve(arguments.model)  # smollm2 and GGUF files become directories
+    loading.check_source(model, arguments.adapter)
     paths = data_paths(arguments.data)
     benchmarks = {
         name: load_benchmark(name, paths.pop(name, None), arguments.data_dir, arguments.limit)
@@ -94,9 +99,10 @@ def generate(arguments: argparse.Namespace) -> None:
     for benchmark in benchmarks:
         record_path(arguments.output, benchmark, "thinking")  # a name that cannot be a file's
 
-    config = loading.load_config(arguments.model, arguments.revision)
-    tokenizer = loading.load_tokenizer(arguments.model, arguments.revision)
+    config = loading.load_config(model, arguments.revision)
+    tokenizer = loading.load_tokenizer(model, arguments.revision)
     warn_about_template(tokenizer, chosen)
+    early_exit = early_exit_rule(arguments, tokenizer)
     work = list(prepare_work(tokenizer, benchmarks, chosen))
     longest, where = max(
         (len(ids), f"{item.benchmark} {item.method}, id {problem.id}")
@@ -105,7 +111,7 @@ def generate(arguments: argparse.Namespace) -> None:
     )
     loading.check_positions(longest, where, sampling, config)
     source = ModelSource(
-        arguments.model,
+        model,
         arguments.revision,
         arguments.adapter,
         loading.resolve_dtype(arguments.dtype, config),
@@ -113,7 +119,7 @@ def generate(arguments: argparse.Namespace) -> None:
     )
     settings = {
         "mode": "generate",
-        **loading.model_settings(arguments, source.dtype, config),
+        **loading.model_settings(arguments, source, config),
         "engine": arguments.engine,
         "temperature": sampling.temperature,
         "entropy_temperature": sampling.entropy_temperature,
@@ -125,7 +131,8 @@ def generate(arguments: argparse.Namespace) -> None:
         "seed": arguments.seed,
         "samples": arguments.samples,
         "limit": arguments.limit,
-        "system_prompt": arguments.system_prompt,
+        "early_exit": early_exit and {**dataclasses.asdict(early_exit), "text": arguments.early_exit_text},
+        "prompt": None if asked is None else asked.described(),
     }
     claim_directory(arguments.output, settings, source.device)
 
@@ -145,10 +152,25 @@ def generate(arguments: argparse.Namespace) -> None:
                     batch_size=batch_size,
                     gpu_memory_utilization=arguments.gpu_memory_utilization,
                     seed=arguments.seed,
+                    early_exit=early_exit,
                 )
             with Progress(writer, len(item.problems) * arguments.samples) as progress:
                 for batch in todo:
                     generate_batch(engine, tokenizer, item, batch, arguments.seed, writer, progress)
+
+
+def early_exit_rule(arguments: argparse.Namespace, tokenizer: PreTrainedTokenizerBase) -> EarlyExit | None:
+    """The rule of --early_exit. Raises ValueError for one that the model cannot follow or that could never fire."""
+    if arguments.early_exit is None:
+        return None
+    return make_rule(
+        tokenizer,
+        arguments.early_exit,
+        min_tokens=arguments.early_exit_min_tokens,
+        window=arguments.early_exit_window,
+        text=arguments.early_exit_text,
+        max_new_tokens=arguments.max_new_tokens,
+    )
 
 
 def check_same_problems(writer: RecordWriter, item: Work) -> None:

@@ -8,9 +8,11 @@ from trainer.catalogue.methods import methods
 from trainer.evaluation import loading
 from trainer.evaluation.loading import ModelSource
 from trainer.evaluation.progress import Progress
+from trainer.evaluation.prompts import prompt_to_ask
 from trainer.evaluation.requests import Sampling
 from trainer.evaluation.scoring import Scorer
 from trainer.evaluation.scoring_input import ScoringRow, read_scoring_input
+from trainer.models.names import resolve
 from trainer.records.record_files import RecordWriter
 from trainer.records.settings import claim_directory
 from trainer.storage.fingerprint import SHORT, file_sha256
@@ -21,12 +23,14 @@ _BATCH_SIZE = 8
 def score(arguments: argparse.Namespace) -> None:
     """Score every response of the file that DIR lacks."""
     temperature = Sampling(temperature=arguments.temperature).entropy_temperature
-    loading.check_source(arguments.model, arguments.adapter)
-    (method,) = methods([arguments.methods], arguments.system_prompt).values()
-    config = loading.load_config(arguments.model, arguments.revision)
-    tokenizer = loading.load_tokenizer(arguments.model, arguments.revision)
+    model = resolve(arguments.model)  # smollm2 and GGUF files become directories
+    loading.check_source(model, arguments.adapter)
+    asked = prompt_to_ask(arguments)
+    (method,) = methods([arguments.methods], asked).values()
+    config = loading.load_config(model, arguments.revision)
+    tokenizer = loading.load_tokenizer(model, arguments.revision)
     source = ModelSource(
-        arguments.model,
+        model,
         arguments.revision,
         arguments.adapter,
         loading.resolve_dtype(arguments.dtype, config),
@@ -36,11 +40,11 @@ def score(arguments: argparse.Namespace) -> None:
     check_lengths(groups, getattr(config.get_text_config(), "max_position_embeddings", None))
     settings = {
         "mode": "score",
-        **loading.model_settings(arguments, source.dtype, config),
+        **loading.model_settings(arguments, source, config),
         "scored_file": file_sha256(arguments.score)[:SHORT],
         "temperature": arguments.temperature,
         "entropy_temperature": temperature,
-        "system_prompt": arguments.system_prompt,
+        "prompt": None if asked is None else asked.described(),
         "prompt_method": arguments.methods,
     }
     claim_directory(arguments.output, settings, source.device)

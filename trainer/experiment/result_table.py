@@ -2,8 +2,7 @@
 
 In: per policy a summary of its held-out responses.  Out: markdown, and the same numbers for JSON.
 
-    accuracy    share of right answers with Wilson's 95% interval, as n is a few hundred and shares are near 1:
-                (s + z^2/2 +- z sqrt(s (n-s)/n + z^2/4)) / (n + z^2),   z = 1.96
+    accuracy    share of right answers with Wilson's 95% interval, as n is a few hundred and shares are near 1
     length      mean tokens of a response; its change against the warm start in percent
     TECA        mean over responses of the mean token entropy, nats;  total: of the sum, nats
 """
@@ -13,10 +12,10 @@ from statistics import mean, stdev
 
 from trainer.catalogue.rewards import title
 from trainer.experiment.held_out import HeldOutResponses
+from trainer.reporting.statistics import wilson
 from trainer.reporting.table import Table, TableCell, to_markdown
 from trainer.tiny.problems import DESIGNS
 
-Z = 1.959964
 BEFORE = "warm start"
 BEFORE_TITLE = "before (warm start)"
 
@@ -27,16 +26,6 @@ RECAP = """\
 - This is the counter-example. TECA is a mean, and a recap repeats what is known with certainty: it lowers TECA and says
   nothing. Where CER's length or recaps grow while TECA falls, the reward is being gamed; a reward on the total entropy
   can't be diluted."""
-
-
-def wilson(successes: int, n: int) -> tuple[float, float]:
-    """The 95% interval of a share, within [0, 1]."""
-    if n < 1 or not 0 <= successes <= n:
-        raise ValueError(f"expected 0 <= successes <= n and n >= 1, got {successes} of {n}")
-    centre = successes + Z * Z / 2
-    spread = Z * math.sqrt(successes * (n - successes) / n + Z * Z / 4)
-    low, high = (centre - spread) / (n + Z * Z), (centre + spread) / (n + Z * Z)
-    return 0.0 if successes == 0 else low, 1.0 if successes == n else high  # exact at the ends, where rounding shows
 
 
 def summarise(responses: HeldOutResponses) -> dict[str, float]:

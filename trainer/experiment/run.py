@@ -24,7 +24,6 @@ import transformers
 import trl
 from datasets import Dataset
 
-from trainer.experiment import curves
 from trainer.experiment.held_out import HeldOutResponses, evaluate
 from trainer.experiment.result_table import BEFORE, result_table, summarise
 from trainer.experiment.warm_start import WarmStartSettings, cache_key, load, warm_start
@@ -37,6 +36,7 @@ from trainer.training import start as starting
 from trainer.training.arguments import ConfigError, RunArguments
 from trainer.training.checkpoints import newest_checkpoint, resolve_resume
 from trainer.training.run import build, carry_out
+from trainer.training.run_log import LOG_FILE, read_log
 
 _TRAINING_PROBLEMS = 4096
 
@@ -192,7 +192,10 @@ def _train_one(one: _RewardRun, start: Path, run: RunArguments, problems, comman
         config,
         model=model,
         processing_class=tokenizer,
-        reward_funcs=[reward_function(name, weight=run.cer_weight, seed=config.seed) for name in one.reward],
+        reward_funcs=[
+            reward_function(name, weight=run.cer_weight, seed=config.seed, max_length=config.max_completion_length)
+            for name in one.reward
+        ],
         train_dataset=one.data,
         eval_dataset=one.evaluation,
         description=f"GRPO ({label})",
@@ -215,6 +218,17 @@ def _train_one(one: _RewardRun, start: Path, run: RunArguments, problems, comman
     write_json(one.output_dir / "result.json", result)
     received = trainer.stop_signals.received  # in the last step: this run is complete, the next is not wanted
     return (128 + received if received else 0), result
+
+
+def _draw_curves(output_dir: Path, labels: list[str]) -> Path:
+    from trainer.plotting.style import save, style
+    from trainer.plotting.training import ACCURACY, LENGTH, TECA, TOTAL_ENTROPY, training
+
+    logs = [(label, read_log(output_dir / label / LOG_FILE)) for label in labels]
+    with style():
+        drawn, _ = training(logs, panels=(ACCURACY, LENGTH, TECA, TOTAL_ENTROPY))
+        (path,) = save(drawn, output_dir, "curves", ("png",))
+    return path
 
 
 def _cpu_name() -> str:
@@ -269,6 +283,5 @@ def run_experiment(run: RunArguments, config, command: str) -> int:
     if importlib.util.find_spec("matplotlib") is None:
         print("No curves: pip install matplotlib")
     else:
-        curves.draw({_label(reward): output_dir / _label(reward) for reward in rewards}, output_dir / "curves.png")
-        print(f"Curves: {output_dir / 'curves.png'}")
+        print(f"Curves: {_draw_curves(output_dir, [_label(reward) for reward in rewards])}")
     return 0

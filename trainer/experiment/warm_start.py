@@ -15,7 +15,6 @@ rename, so it is complete or absent.
 import dataclasses
 import hashlib
 import json
-import os
 import random
 import shutil
 from collections.abc import Iterator
@@ -29,6 +28,7 @@ from transformers import PreTrainedTokenizerBase, Qwen3ForCausalLM
 
 from cer_ext import linear_logprobs_and_entropy
 from trainer.storage.atomic import staged_directory, write_json
+from trainer.storage.cache import default_cache_dir
 from trainer.tiny import problems
 from trainer.tiny.model import build_model
 from trainer.tiny.tokenizer import load_tokenizer, word_tokenizer
@@ -52,11 +52,6 @@ class WarmStartSettings:
             raise ValueError(f"design is {self.design!r}: expected one of {', '.join(problems.DESIGNS)}")
         if self.steps < 1 or self.batch_size < 1:
             raise ValueError(f"steps and batch_size must be at least 1, got {self.steps} and {self.batch_size}")
-
-
-def default_cache_dir() -> Path:
-    """$XDG_CACHE_HOME/cer_ext (~/.cache/cer_ext)."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cer_ext"
 
 
 def cache_key(settings: WarmStartSettings) -> str:

@@ -1,23 +1,33 @@
 r"""Is a response's final answer equal to the ground truth?
 
 In: the text of a response and the ground truth, both free text that may hold LaTeX. Out: a bool; nothing raises, and no
-text is ever evaluated as code.
+text is ever evaluated as code. A wrong answer that is paid does more harm than a right one that is missed: what cannot
+be shown to be equal is wrong.
 
-    extract.py    response -> its final answer: the last balanced \boxed{}, then "#### N", then "the answer is ..."
-    normalize.py  one spelling for LaTeX layout, fonts, thousands separators, Unicode
-    units.py      units, money, percent, number words
-    exact.py      arithmetic in fractions.Fraction: this decides most comparisons, in microseconds
-    answer.py     tuples, sets, intervals, matrices, prose; the rules of equality are listed there
-    symbolic.py   what is left goes through a strict filter to math-verify, in a process killed when its time is up
+    extract.py        response -> its final answer: behind the thinking if one is stated there; the last box (boxes.py)
+                      or <answer>, then "#### N", then "the answer is ..."
+    normalize.py      one spelling for LaTeX, with layout.py (spacing, colours) and unicode_spelling.py
+    labels.py         "The answer is", x =, \text{Area} =: what names an answer
+    number_words.py   "twenty-one" -> 21
+    units.py          units, money, percent
+    structure.py      tuples, sets, ratios, matrices, intervals (inequalities.py)
+    exact.py          arithmetic in fractions.Fraction, and with variables and i in polynomial.py: this decides most
+                      comparisons, in microseconds
+    prose.py          which differences between words count
+    answer.py         the rules of equality are listed there
+    symbolic.py       a strict filter before math-verify, which runs in a process that is killed when its time is up
 
 >>> grade(r"... so she earns $\boxed{\$1{,}000}$.", "1000")
 True
 >>> grade("Half of it is left.\n#### 0.5", r"\frac{1}{2}")
 True
+>>> grade(r"<think>\boxed{5}?</think> No: #### 3", "5")
+False
 """
 
 from trainer.grading.answer import equivalent
-from trainer.grading.extract import MAX_ANSWER_CHARS, MAX_RESPONSE_CHARS, after_final_answer, after_hashes, last_boxed
+from trainer.grading.boxes import MAX_ANSWER_CHARS, last_boxed
+from trainer.grading.extract import after_hashes, stated_answer
 from trainer.grading.normalize import normalize
 from trainer.grading.symbolic import symbolically_equal
 
@@ -27,18 +37,24 @@ __all__ = ["extract_answer", "grade"]
 def extract_answer(response: str) -> str | None:
     r"""Returns the text of the last answer in `response`, or None: \boxed{} first, then "####", then "the answer is".
 
+    Where `</think>` (or its like) occurs and something after it states an answer, only that text counts. Where nothing
+    after it does, or thinking was cut off, the answer may stand in the thinking alone: the published rule, the last
+    balanced \boxed{} of the whole response, pays for it, and so does this function.
+
     Raises: nothing; anything but a string has no answer.
+    Source: arXiv 2510.02249 (the last balanced \boxed{}); openai/gsm8k ("####").
     """
     if not isinstance(response, str):
         return None
-    response = response[-MAX_RESPONSE_CHARS:]
-    return last_boxed(response) or after_hashes(response) or after_final_answer(response)
+    return stated_answer(response)
 
 
 def grade(response: str, ground_truth: str | int | float) -> bool:
-    """Returns True if the final answer of `response` equals `ground_truth`; see answer.py for the rules of equality.
+    r"""Returns True if the final answer of `response` equals `ground_truth`; see answer.py for the rules of equality.
 
-    response: the model's text. ground_truth: the answer alone, or a solution text that ends in one (a box or "####").
+    response: the model's text, thinking included; extract_answer says which answer in it counts: a box in the thinking
+    alone is paid, by the published rule. ground_truth: the answer alone, or a solution text that ends in one (a box or
+    "####").
     Raises: nothing that depends on the texts; RuntimeError if math-verify is not installed and is needed.
     """
     answer = extract_answer(response)

@@ -1,8 +1,11 @@
-"""The final answer's text out of a model's response.
+r"""The final answer's text out of a model's response.
 
-In: the whole response. Out: the text of its last answer, or None. In this order, the last one of a kind wins:
-1. a balanced \\boxed{...} or \\fbox{...} that is not empty (\\boxed 5 counts, one cut off does not);
-2. "#### ..." (GSM8K), to the end of the line;
+In: the whole response. Out: the text of its last answer, or None. Where thinking has ended (</think> and its like) and
+something after it states an answer, only that text counts; otherwise the whole response does. In it, in this order, the
+last one of a kind wins:
+
+1. a balanced \boxed{...} or \fbox{...} that is no placeholder, or <answer>...</answer>: the later of the two;
+2. "#### ..." (GSM8K), to the end of the line, unless that line is a heading or a later sentence states an answer;
 3. "the final answer is ...", "Answer: ...", to the end of the sentence.
 
 Only the last MAX_RESPONSE_CHARS characters are looked at; every step is linear in them.
@@ -10,22 +13,66 @@ Only the last MAX_RESPONSE_CHARS characters are looked at; every step is linear 
 
 import re
 
-MAX_RESPONSE_CHARS = 200_000
-MAX_ANSWER_CHARS = 2_000  # a longer group is no answer
+from trainer.grading.boxes import MAX_ANSWER_CHARS, is_placeholder, last_box
 
-_BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])")
-_BOX_OR_BRACE = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])[ \t]*\{?|\\.|[{}]", re.DOTALL)
-_ESCAPE_OR_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
-_UNBRACED = re.compile(r"[ \t]*([^\s{}$][^\s$]{0,200})")
-_HASHES = re.compile(r"####[ \t]*([^\n]+)")
+MAX_RESPONSE_CHARS = 200_000
+
+_END_OF_THINKING = re.compile(
+    r"</(?:seed:)?(?:think|thinking|thought|reasoning)>|<\|end_of_thought\|>|\[/THINK\]|◁/think▷"
+    r"|<\|channel\|>final<\|message\|>"
+)
+_ANSWER_TAG = re.compile(r"<answer>", re.IGNORECASE)
+_ANSWER_TAG_END = re.compile(r"</answer>", re.IGNORECASE)
+_HASHES = re.compile(r"(?<!#)####(?!#)[ \t]*([^\n]+)")
+_NUMBER = re.compile(r"-?\$?[0-9][0-9,.]*")
+_HEADING = re.compile(
+    r"\(?[0-9]{1,3}(?:\.?\)|\.)[ \t]+(?=\S)|[0-9]{1,3}:[ \t]+(?=[A-Za-z*])|[0-9]{1,3}[ \t]+[-–—][ \t]+(?=[A-Za-z]{3})"
+    r"|[IVX]{1,5}\.[ \t]+(?=\S)|(?:step|part|case|section|method|approach|example)\b"
+    r"|(?:solution|conclusion|(?:the[ \t]+)?(?:final[ \t]+)?answer|explanation|given|note|verification|check|summary"
+    r"|result|reasoning|calculations?)[ \t]*:?[ \t]*$",
+    re.IGNORECASE,
+)
+_VALUE_ON_A_LINE = re.compile(
+    r"(?:[^A-Za-z\\]|\\[^A-Za-z]|\\[A-Za-z]+)*(?:[a-z][^.!?]*[.!]?|[A-Z]{2,4})?|[A-J]"
+    r"|[A-Za-z](?:\([A-Za-z]\))?[ \t]*[=<>].*"
+)
 _FINAL_ANSWER = re.compile(
     r"(?:\bfinal\s{1,3}answer|\b(?:the|my|our|correct)\s{1,3}answer|(?:^|[\n*])[ \t#]{0,8}answer)"
     r"(?:\s{1,3}to\s{1,3}(?:the|this)\s{1,3}(?:question|problem))?"
-    r"[*_ \t]{0,6}(?:(?:is|was|=|:)[*_ \t]{0,6}){1,3}\n{0,2}(?:[ \t]{0,4}(?:\$\$|\\\[)[ \t]{0,4}\n)?",
+    r"[*_ \t]{0,6}(?:(?:is|was|=|:|：)[*_ \t]{0,6}){1,3}\n{0,2}(?:[ \t]{0,4}(?:\$\$|\\\[)[ \t]{0,4}\n)?"
+    r"|(?:^|\n)#{1,6}[ \t]{1,4}[*_]{0,3}(?:the[ \t])?(?:final[ \t])?answer[*_]{0,3}[ \t]{0,4}\n{1,2}"
+    r"(?:[ \t]{0,4}(?:\$\$|\\\[)[ \t]{0,4}\n)?",
     re.IGNORECASE,
 )
 _SENTENCE = re.compile(r"[^\n]{1,2000}")
 _SENTENCE_END = re.compile(r"[.!?](?=\s|[*\"')]|$)")
+
+
+def stated_answer(response: str) -> str | None:
+    """Returns the text of the answer that `response` states last, or None."""
+    response = response[-MAX_RESPONSE_CHARS:]
+    thinking = _last_match(_END_OF_THINKING, response) if _ends_thinking(response) else None
+    return (thinking and _stated_in(response[thinking.end() :])) or _stated_in(response)
+
+
+def _ends_thinking(text: str) -> bool:
+    """False where the pattern cannot match, which is much faster to see."""
+    return "</" in text or "<|" in text or "[/" in text or "◁" in text
+
+
+def _stated_in(text: str) -> str | None:
+    return _marked(text) or after_hashes(text) or after_final_answer(text)
+
+
+def _marked(text: str) -> str | None:
+    """The last box or the last <answer>, whichever starts later; a box inside the tag is the tag's answer."""
+    box = last_box(text)
+    tag = _last_match(_ANSWER_TAG, text) if "</" in text else None
+    if tag and (box is None or tag.end() > box[0]) and (end := _ANSWER_TAG_END.search(text, tag.end())):
+        content = text[tag.end() : end.start()].strip()
+        if not is_placeholder(content):
+            return after_final_answer(content) or content
+    return box[1] if box else None
 
 
 def _last_match(pattern: re.Pattern, text: str) -> re.Match | None:
@@ -35,54 +82,26 @@ def _last_match(pattern: re.Pattern, text: str) -> re.Match | None:
     return match
 
 
-def last_boxed(text: str) -> str | None:
-    """Returns the content of the last balanced, non-empty box, or None."""
-    last = _last_match(_BOX, text)
-    if last is None:
+def after_hashes(text: str) -> str | None:
+    """Returns what follows the last "####" that is GSM8K's separator on its line, or None."""
+    start = text.rfind("####")
+    if start < 0:
         return None
-    content = _box_content(text, last.end())
-    return content if content is not None else _last_closed_box(text)
-
-
-def _box_content(text: str, start: int) -> str | None:
-    """The group that opens at `start`, or the bare token there."""
-    opening = re.compile(r"[ \t]*\{").match(text, start)
-    if not opening:
-        bare = _UNBRACED.match(text, start)
-        return (bare[1].rstrip(".,;:)]") or None) if bare else None
-    depth = 1
-    for token in _ESCAPE_OR_BRACE.finditer(text, opening.end(), opening.end() + MAX_ANSWER_CHARS):
-        depth += {"{": 1, "}": -1}.get(token[0], 0)
-        if depth == 0:
-            return text[opening.end() : token.start()].strip() or None
+    last = text[start + 4 :].strip()
+    if _NUMBER.fullmatch(last) and not text.endswith("#", 0, start):  # GSM8K, nearly always
+        return last
+    end = len(text.rstrip())
+    for line in reversed(list(_HASHES.finditer(text))):
+        stated = line[1].strip()
+        if stated.strip("*_# \t") and not _is_heading(stated.strip("*_ \t"), is_last=line.end() >= end):
+            later = after_final_answer(text[line.end() :]) if line.end() < end else None
+            return later or after_final_answer(stated) or stated
     return None
 
 
-def _last_closed_box(text: str) -> str | None:
-    """One pass with a stack of open groups: the box that opens last among those that close."""
-    best: tuple[int, str] | None = None
-    open_groups: list[int | None] = []  # where a box's content starts; None for a plain group
-    for token in _BOX_OR_BRACE.finditer(text):
-        if token[0] == "}":
-            start = open_groups.pop() if open_groups else None
-            if start is not None and token.start() - start <= MAX_ANSWER_CHARS:
-                content = text[start : token.start()].strip()
-                if content and (best is None or start > best[0]):
-                    best = (start, content)
-        elif token[0] == "{":
-            open_groups.append(None)
-        elif _BOX.match(token[0]):
-            if token[0].endswith("{"):
-                open_groups.append(token.end())
-            elif bare := _box_content(text, token.end()):
-                best = (token.end(), bare)
-    return best[1] if best else None
-
-
-def after_hashes(text: str) -> str | None:
-    """Returns what follows the last "####" on its line, or None."""
-    last = _last_match(_HASHES, text)
-    return last[1].strip() or None if last else None
+def _is_heading(line: str, *, is_last: bool) -> bool:
+    """True for a Markdown heading: numbered, a heading's word, or words with text below them."""
+    return bool(_HEADING.match(line)) or not (is_last or _VALUE_ON_A_LINE.fullmatch(line))
 
 
 def after_final_answer(text: str) -> str | None:
@@ -92,7 +111,7 @@ def after_final_answer(text: str) -> str | None:
     if last is None:
         return None
     sentence = _SENTENCE.match(last.string, last.end())
-    if not sentence or _BOX.search(sentence[0]):  # a box that was cut off is no answer
+    if not sentence or r"\boxed" in sentence[0] or r"\fbox" in sentence[0]:  # a box that was cut off is no answer
         return None
     stated = sentence[0].strip().strip("*_ ")
     end = _SENTENCE_END.search(stated)

@@ -7,65 +7,77 @@ from \\text{...} and the like stands between the marks ‹ and ›, so that a un
 import re
 from functools import lru_cache
 
+from trainer.grading.layout import strip_layout
+from trainer.grading.unicode_spelling import spell_in_ascii
+
 TEXT_OPEN, TEXT_CLOSE = "‹", "›"
 
-_UNICODE = str.maketrans(
-    {
-        "−": "-", "–": "-", "—": "-", "‐": "-", "‑": "-", "×": "*", "·": "*", "⋅": "*", "∗": "*", "÷": "/", "⁄": "/",
-        "∕": "/", "π": r"\pi ", "∞": r"\infty ", "°": r"^\circ ", "±": r"\pm ", "≤": r"\le ",
-        "≥": r"\ge ", "≠": r"\ne ", "≈": r"\approx ", "∪": r"\cup ", "∈": r"\in ", "∅": r"\emptyset ", "θ": r"\theta ",
-        "α": r"\alpha ", "β": r"\beta ", "½": r"\frac{1}{2}", "⅓": r"\frac{1}{3}", "⅔": r"\frac{2}{3}",
-        "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}", "⅕": r"\frac{1}{5}", "⅛": r"\frac{1}{8}", "²": "^{2}", "³": "^{3}",
-        "⁴": "^{4}", "％": "%", "，": ",", "．": ".", "（": "(", "）": ")", "′": "'", "’": "'", "“": '"', "”": '"',
-        "\u00a0": " ", "\u2009": " ", "\u202f": " ", "\u200b": "", "\ufeff": "", "\t": " ", "\n": " ", "\r": " ",
-        TEXT_OPEN: "", TEXT_CLOSE: "",
-    }
-)  # fmt: skip
-
-_UNICODE_ROOT = re.compile(r"√\s*(?:\(([^()]*)\)|([0-9]+|[A-Za-z])|(?=\{))")
-_THOUSANDS_GAP = re.compile(r"(?<=[0-9])(?:,\\!\s*|\{,\}|\\,|,\\,|\\ )(?=[0-9]{3}(?![0-9]))")
-_LAYOUT = re.compile(
-    r"\\(?:displaystyle|textstyle|scriptstyle|limits|nolimits|left|right|middle|bigg?[lrm]?|Bigg?[lrm]?|quad|qquad|hspace"
-    r"|phantom|rm|bf|it|boldmath)(?![A-Za-z])|(?<!\\)\\[!,;:> ]|~"
-)
 _TEXT_COMMAND = re.compile(
-    r"\\(?:text|textbf|textit|textrm|texttt|textsf|mbox|hbox|mathrm|operatorname)\s*\{([^{}]*)\}"
+    r"\\(?:text|textbf|textit|textrm|texttt|textsf|textup|textnormal|textsc|textmd|mbox|hbox|mathrm|operatorname\*?)"
+    r"\s*\{([^{}]*)\}"
 )
-_FONT_COMMAND = re.compile(r"\\(?:mathbf|mathit|mathsf|mathbb|mathcal|boldsymbol|bm|emph|boxed|fbox)\s*\{([^{}]*)\}")
+_FONTS = (
+    "mathbf|mathit|mathsf|mathtt|mathnormal|mathcal|mathscr|mathfrak|boldsymbol|bm|pmb|emph"
+    "|boxed|fbox|framebox|underline"
+)
+_FONT_COMMAND = re.compile(rf"\\(?:{_FONTS})\s*\{{([^{{}}]*)\}}")
+_LEFT_OPEN = re.compile(rf"\\(?:{_FONTS}|text|textbf|textit|textrm|mbox|mathrm)\s*(?=\{{)")  # with groups inside
 _MATHS_WORD = re.compile(r"(?:sin|cos|tan|cot|sec|csc|arcsin|arccos|arctan|log|ln|lg|exp|gcd|lcm|max|min|det)\b")
+_COMMANDS = {
+    **dict.fromkeys(("dfrac", "tfrac", "cfrac", "sfrac", "nicefrac", "flatfrac"), r"\frac"),
+    **dict.fromkeys(("cdot", "times", "ast", "bullet"), "*"),
+    **dict.fromkeys(("leq", "leqslant", "leqq"), r"\le "),
+    **dict.fromkeys(("geq", "geqslant", "geqq"), r"\ge "),
+    **dict.fromkeys(("approxeq", "simeq", "thickapprox"), r"\approx "),
+    **dict.fromkeys(("varnothing", "O"), r"\emptyset "),
+    **dict.fromkeys(("langle", "lparen"), "("),
+    **dict.fromkeys(("rangle", "rparen"), ")"),
+    **dict.fromkeys(("lvert", "rvert", "vert", "mid"), "|"),
+    **dict.fromkeys(("land", "wedge"), f"{TEXT_OPEN}and{TEXT_CLOSE}"),
+    **dict.fromkeys(("lor", "vee"), f"{TEXT_OPEN}or{TEXT_CLOSE}"),
+    **dict.fromkeys(("textdollar", "dollar"), r"\$"),
+    **dict.fromkeys(("pounds", "textsterling"), "£"),
+    **dict.fromkeys(("euro", "texteuro"), "€"),
+    **dict.fromkeys(("R", "reals", "Reals"), r"\reals "),
+    "backslash": r"\setminus ", "colon": ":", "div": "/", "gt": ">", "lbrace": r"\{", "lbrack": "[", "lt": "<",
+    "neq": r"\ne ", "prime": "'", "rbrace": r"\}", "rbrack": "]", "slash": "/",
+}  # fmt: skip
+_COMMAND = re.compile(r"\\([A-Za-z]+)")
 _LATEX_SYNONYMS = [
-    (re.compile(r"\\[dtc]frac(?![A-Za-z])"), r"\\frac"),
+    (re.compile(r"\\not\s*="), r"\\ne "),
+    (re.compile(r"\\mathbb\s*(?:\{\s*R\s*\}|R(?![A-Za-z]))"), r"\\reals "),
+    (re.compile(r"\\mathbb\s*\{([^{}]*)\}"), r"\1"),
+    (re.compile(r"\\root\s*\{?([0-9A-Za-z]+)\}?\s*\\of(?![A-Za-z])"), r"\\sqrt[\1]"),
     (re.compile(r"\\frac\s*([0-9A-Za-z]|\\pi)(?![A-Za-z])"), r"\\frac{\1}"),  # TeX: one token is an argument
     (re.compile(r"(\\frac\s*\{(?:[^{}]|\{[^{}]*\})*\})\s*([0-9A-Za-z]|\\pi)"), r"\1{\2}"),
-    (re.compile(r"\\(?:cdot|times|ast|bullet)(?![A-Za-z])"), "*"),
-    (re.compile(r"\\div(?![A-Za-z])"), "/"),
-    (re.compile(r"\\(?:leq|leqslant)(?![A-Za-z])"), r"\\le "),
-    (re.compile(r"\\(?:geq|geqslant)(?![A-Za-z])"), r"\\ge "),
-    (re.compile(r"\\lt(?![A-Za-z])"), "<"),
-    (re.compile(r"\\gt(?![A-Za-z])"), ">"),
-    (re.compile(r"\\(?:varnothing|O)(?![A-Za-z])"), r"\\emptyset "),
-    (re.compile(r"\\lbrace(?![A-Za-z])"), r"\\{"),
-    (re.compile(r"\\rbrace(?![A-Za-z])"), r"\\}"),
-    (re.compile(r"\\(?:langle)(?![A-Za-z])"), "("),
-    (re.compile(r"\\(?:rangle)(?![A-Za-z])"), ")"),
-    (re.compile(r"\\lvert(?![A-Za-z])|\\rvert(?![A-Za-z])|\\vert(?![A-Za-z])"), "|"),
     (re.compile(r"\^\s*\{?\s*\\(?:circ|degree)\s*\}?|\\degree(?![A-Za-z])"), f"{TEXT_OPEN}degree{TEXT_CLOSE}"),
-    (re.compile(r"\\begin\s*\{[pbvBV]?matrix\}|\\begin\s*\{array\}\s*(?:\{[^{}]*\})?"), r"\\begin{matrix}"),
-    (re.compile(r"\\end\s*\{(?:[pbvBV]?matrix|array)\}"), r"\\end{matrix}"),
-    (re.compile(r"\\sqrt\s+([0-9A-Za-z])"), r"\\sqrt{\1}"),
-    (re.compile(r"\\sqrt([0-9A-Za-z])"), r"\\sqrt{\1}"),
+    (re.compile(r"\\begin\s*\{(?:[pbvBV]|small)?matrix\}|\\begin\s*\{array\}\s*(?:\{[^{}]*\})?"), r"\\begin{matrix}"),
+    (re.compile(r"\\end\s*\{(?:(?:[pbvBV]|small)?matrix|array)\}"), r"\\end{matrix}"),
+    (re.compile(r"\\sqrt\s*(\[[^\[\]]*\])?\s*([0-9A-Za-z])"), r"\\sqrt\1{\2}"),
+]
+_GROUPED = r"((?:[^{}]|\{[^{}]*\})*)"
+_INFIX = [  # {1 \over 2}
+    (re.compile(opening + _GROUPED + rf"\\{infix}(?![A-Za-z])" + _GROUPED + closing), rf"\\{prefix}{{\1}}{{\2}}")
+    for infix, prefix in (("over", "frac"), ("choose", "binom"))
+    for opening, closing in ((r"\{", r"\}"), (r"\A", r"\Z"))
 ]
 _PLAIN_SYNONYMS = [
-    (re.compile(r"<="), r"\\le "),
+    (re.compile(r"&lt;"), "<"),
+    (re.compile(r"&gt;"), ">"),
+    (re.compile(r"<=|=<"), r"\\le "),
     (re.compile(r">="), r"\\ge "),
+    (re.compile(r"(?<=\s)!=|=/="), r"\\ne "),
     (re.compile(r"\*\*"), "^"),
-    (re.compile(r"(?<![A-Za-z\\])(?:sqrt)\s*\(([^()]*)\)"), r"\\sqrt{\1}"),
+    (re.compile(r"(?<![A-Za-z\\])sqrt(?=\s*[({0-9])"), r"\\sqrt"),
+    (re.compile(r"(?<![A-Za-z\\])cbrt(?=\s*[({0-9])"), r"\\sqrt[3]"),
     (re.compile(r"(?<![A-Za-z\\])(?:pi)(?![A-Za-z])"), r"\\pi "),
     (re.compile(r"(?<![A-Za-z\\])(?:infinity|infty|inf|oo)(?![A-Za-z])", re.IGNORECASE), r"\\infty "),
     (re.compile(r"(?<![A-Za-z\\])(sin|cos|tan|cot|sec|csc|log|ln)(?![A-Za-z])"), r"\\\1 "),
+    (re.compile(r"\A(?:negative|minus)\s+(?=[0-9$\\])", re.IGNORECASE), "-"),
     (re.compile(r"_([0-9])\s"), r"_{\1}"),
     (re.compile(r"\s+"), " "),
 ]
+_ROOT_AND_BRACKET = re.compile(r"\\sqrt\s*(?:\[[^\[\]]*\])?\s*\(")
 _PLAIN = re.compile(r"[-+]?[0-9][0-9,./]*[0-9]|[0-9]")
 _WRAPPERS = [
     ("$$", "$$"),
@@ -85,24 +97,52 @@ def normalize(text: str) -> str:
     text = text.strip()
     if _PLAIN.fullmatch(text):
         return text
-    text = _unwrap(text.translate(_UNICODE))
-    text = _UNICODE_ROOT.sub(lambda root: rf"\sqrt{{{root[1] or root[2]}}}" if root[1] or root[2] else r"\sqrt", text)
-    text = _THOUSANDS_GAP.sub(lambda gap: "," if "," in gap[0] else "", text)
-    text = _LAYOUT.sub(" ", text)
+    text = text.replace(TEXT_OPEN, "").replace(TEXT_CLOSE, "")
+    if not text.isascii():
+        text = spell_in_ascii(text)
+    if "\\" in text or "~" in text or "{,}" in text:
+        text = strip_layout(text)
+    text = _unwrap(text)
     text = _drop_maths_delimiters(text)
     for pattern, replacement in _PLAIN_SYNONYMS:
         text = pattern.sub(replacement, text)
     if "\\" in text:
         text = _open_groups(text)
+        text = _COMMAND.sub(lambda command: _COMMANDS.get(command[1], command[0]), text)
+        if r"\over" in text or r"\choose" in text:
+            for pattern, replacement in _INFIX:
+                text = pattern.sub(replacement, text)
         for pattern, replacement in _LATEX_SYNONYMS:
             text = pattern.sub(replacement, text)
-    return text.strip().rstrip(".,;:").lstrip("=: ").strip()
+        text = _root_of_brackets(text)
+    return _without_stop(text).lstrip("=: ").strip()
+
+
+def _without_stop(text: str) -> str:
+    """Without the punctuation that ends a sentence; dots that stand for what is left out stay."""
+    text = text.strip()
+    return text if text.endswith("..") else text.rstrip(".,;: ")
+
+
+def _root_of_brackets(text: str) -> str:
+    """\\sqrt(2) means \\sqrt{2}, whatever stands between the brackets."""
+    while found := _ROOT_AND_BRACKET.search(text):
+        depth, end = 0, found.end() - 1
+        while end < len(text):
+            depth += (text[end] == "(") - (text[end] == ")")
+            if depth == 0:
+                break
+            end += 1
+        else:
+            return text
+        text = f"{text[: found.end() - 1]}{{{text[found.end() : end]}}}{text[end + 1 :]}"
+    return text
 
 
 def _unwrap(text: str) -> str:
     """Strips pairs that enclose the whole text, and a full stop outside them."""
     for _ in range(8):
-        text = text.strip().rstrip(".,;: ") if not text.endswith("\\ ") else text.strip()
+        text = _without_stop(text)
         for opening, closing in _WRAPPERS:
             inner = text[len(opening) : -len(closing)]
             if text.startswith(opening) and text.endswith(closing) and inner and opening not in inner:
@@ -130,7 +170,7 @@ def _open_groups(text: str) -> str:
         text = _TEXT_COMMAND.sub(_mark_prose, text)
         if text == before:
             break
-    return text
+    return _LEFT_OPEN.sub("", text)
 
 
 def _mark_prose(match: re.Match) -> str:

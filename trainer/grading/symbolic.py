@@ -53,7 +53,9 @@ def admissible(latex: str) -> bool:
     bare = _COMMAND.sub(" ", latex).replace("{matrix}", " ")
     if _LETTERS.search(bare) or re.search(rf"[0-9]{{{MAX_DIGITS},}}", bare):
         return False
-    if re.search(r"[0-9]\s+[0-9.]", bare) or "!!" in bare.replace(" ", ""):  # latex2sympy reads "12 13" as 12 + 13
+    if re.search(r"[0-9]\s+[0-9.]|[0-9)}]'|\.\.|[-+*/^_]\s*\Z", bare) or "!!" in bare.replace(
+        " ", ""
+    ):  # latex2sympy reads "12 13" as 12 + 13
         return False
     depth = 0
     for character in latex:
@@ -73,11 +75,14 @@ def _grows_modestly(latex: str) -> bool:
     return expansion <= MAX_EXPANSION and all(n and int(n) <= MAX_FACTORIAL for n in _FACTORIAL.findall(latex))
 
 
-def symbolically_equal(gold: str, answer: str) -> bool:
-    """Returns True if math-verify shows `answer` equal to `gold` within the limits; never raises."""
+def symbolically_equal(gold: str, answer: str, *, imaginary: bool = False) -> bool:
+    """Returns True if math-verify shows `answer` equal to `gold` within the limits; never raises.
+
+    imaginary: whether i is the imaginary unit, on both sides, or a variable.
+    """
     if not admissible(gold) or not admissible(answer):
         return False
-    return _verdict(_exact_decimals(gold), _exact_decimals(answer))
+    return _verdict(_exact_decimals(gold), _exact_decimals(answer), imaginary)
 
 
 def _exact_decimals(latex: str) -> str:
@@ -86,9 +91,9 @@ def _exact_decimals(latex: str) -> str:
 
 
 @lru_cache(maxsize=8192)
-def _verdict(gold: str, answer: str) -> bool:
+def _verdict(gold: str, answer: str, imaginary: bool) -> bool:
     # One worker per process: after a fork, two must not share a pipe. setdefault is atomic: no lock is forked held.
-    return _workers.setdefault(os.getpid(), Worker()).ask(gold, answer)
+    return _workers.setdefault(os.getpid(), Worker()).ask(gold, answer, imaginary=imaginary)
 
 
 class Worker:
@@ -99,14 +104,14 @@ class Worker:
         self.process: subprocess.Popen | None = None
         self.answered = 0
 
-    def ask(self, gold: str, answer: str) -> bool:
+    def ask(self, gold: str, answer: str, *, imaginary: bool = False) -> bool:
         """Returns the worker's verdict; False, and the end of that worker, if it dies or exceeds its time."""
         with self.lock:
             if self.answered >= QUESTIONS_PER_WORKER:
                 self.stop()
             if self.process is None or self.process.poll() is not None:
                 self.start()
-            reply = self._exchange(json.dumps([gold, answer]).encode() + b"\n")
+            reply = self._exchange(json.dumps([gold, answer, imaginary]).encode() + b"\n")
             self.answered += 1
             if reply not in (b"true\n", b"false\n"):
                 self.stop()

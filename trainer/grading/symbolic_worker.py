@@ -1,6 +1,7 @@
 """The process that parses LaTeX with latex2sympy2_extended and compares with math-verify; started by symbolic.py alone.
 
-In: one JSON line [gold, answer] on stdin. Out: one JSON line true or false on stdout; first of all one line "ready".
+In: one JSON line [gold, answer, whether i is the imaginary unit] on stdin. Out: one JSON line true or false on stdout;
+first of all one line "ready".
 
 latex2sympy turns an ANTLR tree into SymPy calls, but hands every number to SymPy as a string, which sympify gives to
 parse_expr, that is, to eval. Here parse_expr is replaced by `parse_number`, which reads digits and nothing else. Behind
@@ -55,19 +56,23 @@ def refuse_code(event: str, arguments: tuple) -> None:
 _monomial_code = None
 
 
-def parse(latex: str):
+def parse(latex: str, imaginary: bool):
+    """The SymPy object of `latex`, over real variables; latex2sympy makes a variable of every i."""
     from latex2sympy2_extended import latex2sympy
-    from math_verify.grader import should_treat_as_complex
+    from sympy import Basic, I, Symbol
 
-    return latex2sympy(latex, is_real=not should_treat_as_complex(latex))
+    parsed = latex2sympy(latex, is_real=True)
+    if imaginary and isinstance(parsed, Basic):
+        parsed = parsed.subs(Symbol("i", real=True), I)
+    return parsed
 
 
-def equal(gold_latex: str, answer_latex: str) -> bool:
+def equal(gold_latex: str, answer_latex: str, imaginary: bool = False) -> bool:
     """math-verify's verdict; numbers must agree relatively too, and nothing undefined is equal to anything."""
     from math_verify import verify
     from sympy import Basic, nan, zoo
 
-    gold, answer = parse(gold_latex), parse(answer_latex)
+    gold, answer = parse(gold_latex, imaginary), parse(answer_latex, imaginary)
     for side in (gold, answer):
         if isinstance(side, Basic) and side.has(nan, zoo):
             return False
@@ -102,8 +107,9 @@ def main(cpu_limit_s: float) -> None:
         (r"\{1,x\}", r"\{x,1\}"),
         (r"(1,\infty)", r"[1,\infty)"),
         (r"\binom{4}{2}\pi", r"\log_2 8+|e|"),
+        (r"\sqrt{3}+i x", r"|i|e^{i\pi}"),
     ]:
-        equal(gold, answer)  # imports everything lazy before the hook forbids compiling
+        equal(gold, answer, imaginary="i" in gold)  # imports everything lazy before the hook forbids compiling
     sys.addaudithook(refuse_code)
     print("ready", flush=True)
     for line in sys.stdin:

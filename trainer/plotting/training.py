@@ -27,12 +27,16 @@ class Panel:
     percent: bool = False
 
 
+LENGTH = Panel("Mean length", "tokens", ("completions/mean_length",))
+TECA = Panel("TECA at the last token", "nats", ("teca",))
+TOTAL_ENTROPY = Panel("Total entropy", "nats", ("entropy_sum",))
+ACCURACY = Panel("Accuracy", "", ("accuracy", "rewards/accuracy_reward/mean"), percent=True)
 PANELS = (
-    Panel("Mean length", "tokens", ("completions/mean_length",)),
+    LENGTH,
     Panel("Shortest, longest (dashed)", "tokens", ("completions/min_length",)),
     Panel("Clipped responses", "", ("completions/clipped_ratio",), percent=True),
-    Panel("TECA at the last token", "nats", ("teca",)),
-    Panel("Accuracy", "", ("accuracy", "rewards/accuracy_reward/mean"), percent=True),
+    TECA,
+    ACCURACY,
     Panel("Reward", "", ("reward",)),
 )
 
@@ -58,12 +62,15 @@ def smoothed(values: np.ndarray, window: int) -> np.ndarray:
     return (padded[high] - padded[low]) / (high - low)
 
 
-def training(logs: list[tuple[str, list[dict]]], *, order: list[str] | None = None) -> tuple[Figure, list[str]]:
+def training(
+    logs: list[tuple[str, list[dict]]], *, order: list[str] | None = None, panels: tuple[Panel, ...] = PANELS
+) -> tuple[Figure, list[str]]:
     """Curves of one or several runs over the optimizer's steps.
 
     Args:
         logs: name and log of each run.
         order: names in the order that gives the colours, so that a run has the colour of its evaluation; default: logs.
+        panels: the quantities.
 
     Returns:
         The figure, and the titles of the panels that no log has numbers for.
@@ -71,10 +78,10 @@ def training(logs: list[tuple[str, list[dict]]], *, order: list[str] | None = No
     Raises:
         ValueError: no log has any of the quantities.
     """
-    shown = [panel for panel in PANELS if any(len(series_of(log, panel.names)[0]) for _, log in logs)]
-    absent = [panel.title for panel in PANELS if panel not in shown]
+    shown = [panel for panel in panels if any(len(series_of(log, panel.names)[0]) for _, log in logs)]
+    absent = [panel.title for panel in panels if panel not in shown]
     if not shown:
-        raise ValueError("the log holds none of: " + ", ".join(name for panel in PANELS for name in panel.names))
+        raise ValueError("the log holds none of: " + ", ".join(name for panel in panels for name in panel.names))
     columns = min(len(shown), 3)
     rows = -(-len(shown) // columns)
     made = figure(2.55 * columns, 1.95 * rows + 0.4)

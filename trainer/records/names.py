@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from trainer.catalogue.data_sets import DATA_SETS, EMBEDDED, EMBEDDED_TITLE
+from trainer.catalogue.data_sets import DATA_SETS, EMBEDDED, EMBEDDED_TITLE, MADE
 from trainer.catalogue.methods import METHODS, PUBLISHED_TITLES
 
 
@@ -12,11 +12,11 @@ def title(name: str) -> str:
         return DATA_SETS[name].title
     if name in METHODS:
         return METHODS[name].title
-    return {EMBEDDED: EMBEDDED_TITLE, **PUBLISHED_TITLES}.get(name, name)
+    return {EMBEDDED: EMBEDDED_TITLE, **MADE, **PUBLISHED_TITLES}.get(name, name)
 
 
 def benchmarks_in_order(names: set[str]) -> list[str]:
-    return _in_order(names, DATA_SETS)
+    return _in_order(names, [*DATA_SETS, *MADE])
 
 
 def methods_in_order(names: set[str]) -> list[str]:

@@ -20,6 +20,11 @@ A record is a dict with these keys:
 
 The last four have length response_length. Floats have six significant digits; NaN and infinity never occur.
 
+A response whose thinking an early exit ended (trainer/sampling/early_exit.py) has one key more:
+
+    early_exit              int, the place of the first token that was forced rather than drawn; the entropy there is
+                            the model's all the same
+
 Survival: a batch is appended by one write and flushed to the disk, so a kill leaves whole records and at most one torn
 last line. Readers pass over a torn last line; the writer cuts it off before it appends. A line that is broken anywhere
 else is damage of another kind and raises.

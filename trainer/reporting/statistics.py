@@ -15,12 +15,14 @@ The weights belong to problems, not to rows: two methods on the same problems sh
 
 from __future__ import annotations
 
+import math
 import zlib
 from dataclasses import dataclass
 
 import numpy as np
 
 REPLICATES = 10_000
+_Z = 1.959964  # of a normal distribution, 97.5% lie below
 _CHUNK_BYTES = 64 << 20  # weights are made and used in pieces: 10,000 x 1,319 of them would be 100 MB
 
 
@@ -102,14 +104,25 @@ def interval(value: float, replicates: np.ndarray) -> Estimate:
     return Estimate(value, float(low), float(high))
 
 
-def share_interval(value: float, replicates: np.ndarray, problems: int) -> Estimate:
-    """`interval` for a share: where every problem scores 0, or every one 1, resampling can't move and Wilson's is used.
+def wilson(successes: int, n: int) -> tuple[float, float]:
+    """Wilson's 95% interval of a share, within [0, 1]: right where n is small or the share near 0 or 1.
 
-    Wilson's 95% interval for s of n: (s + z^2/2 +- z sqrt(s(n-s)/n + z^2/4)) / (n + z^2), z = 1.96.
+        (s + z^2/2 +- z sqrt(s (n - s)/n + z^2/4)) / (n + z^2),   z = 1.96
+
+    Source: Wilson 1927, Journal of the American Statistical Association 22.
     """
+    if n < 1 or not 0 <= successes <= n:
+        raise ValueError(f"expected 0 <= successes <= n and n >= 1, got {successes} of {n}")
+    centre = successes + _Z * _Z / 2
+    spread = _Z * math.sqrt(successes * (n - successes) / n + _Z * _Z / 4)
+    low, high = (centre - spread) / (n + _Z * _Z), (centre + spread) / (n + _Z * _Z)
+    return 0.0 if successes == 0 else low, 1.0 if successes == n else high  # exact at the ends, where rounding shows
+
+
+def share_interval(value: float, replicates: np.ndarray, problems: int) -> Estimate:
+    """`interval` for a share: where every problem scores 0, or every one 1, resampling can't move: Wilson's then."""
     if problems > 0 and value in (0.0, 1.0):
-        edge = 1.959964**2 / (problems + 1.959964**2)
-        return Estimate(value, 0.0, edge) if value == 0.0 else Estimate(value, 1 - edge, 1.0)
+        return Estimate(value, *wilson(round(value * problems), problems))
     return interval(value, replicates)
 
 

@@ -1,5 +1,15 @@
 """Drawing completions from a policy.
 
-decode.py    prefill and decoding with a key/value cache that drops finished rows; how a token is drawn is the caller's
-rollout.py   plain temperature sampling for training, as TRL's rollout_func
+decode.py              prefill and decoding with a key/value cache that drops finished rows; the caller draws
+grouped_attention.py   a CPU's attention, without copies of keys and values
+rollout.py             plain temperature sampling for training, as TRL's rollout_func
+early_exit.py          the rule that ends a response's thinking when its running TECA says that it has decided
+running_teca.py        entropies and the rule of many responses, in tensors on the engine's device
+batch_teca.py          the same for a batch decoded together; generate_processor.py: in generate of transformers
+rollout_entropy.py     entropies from decoding as training needs them, and how far they are from the training forward's
+vllm_support.py        which vLLM there is; what is set before it is imported
+vllm_generation.py     TRL's vLLM rollouts with entropies and early exits; cpu_weights.py: its weights on a CPU
+teca_processor.py      vLLM's logits processor and worker extension; teca_processor_v2.py for its second model runner
+request_records.py     which request has which row, through preemption; teca_requests.py: what requests carry
+vllm_processors.py     which of the processors an engine takes
 """

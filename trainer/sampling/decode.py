@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
+from trainer.sampling.grouped_attention import without_repeated_keys
+
 _COMPACT_BELOW = 0.8  # drop finished rows once fewer than this share of the batch is still running
 
 # (logits (b, V), rows (b,), step) -> tokens (b,). rows: which prompt each row of the batch belongs to. Rows that have
@@ -92,41 +94,42 @@ def decode(
         pad_id: fills the left of short prompts; any token.
         on_step: told after every step how many completions go on.
     """
-    read = _prefill(model, prompts, pad_id)
-    cache, mask, position, logits = read.cache, read.mask, read.position, read.logits
-    rows = len(prompts)
-    tokens = torch.full((rows, max_new_tokens), pad_id, device=model.device)
-    lengths = torch.full((rows,), max_new_tokens, device=model.device)
-    stopped = torch.zeros(rows, dtype=torch.bool, device=model.device)
-    ends = torch.tensor(sorted(end_ids), device=model.device)
-    alive = torch.arange(rows, device=model.device)  # which prompt each row of the batch belongs to
-    running = torch.ones(rows, dtype=torch.bool, device=model.device)  # of the batch; False: ended, not yet dropped
-    for step in range(max_new_tokens):
-        chosen = draw(logits, alive, step)  # (b,)
-        tokens[alive[running], step] = chosen[running]
-        ended = running & torch.isin(chosen, ends)
-        lengths[alive[ended]] = step + 1
-        stopped[alive[ended]] = True
-        running = running & ~ended
-        left = int(running.sum())
-        if on_step is not None:
-            on_step(left)
-        if left == 0 or step + 1 == max_new_tokens:
-            break
-        if left < _COMPACT_BELOW * len(running):
-            keep = running.nonzero()[:, 0]
-            cache.batch_select_indices(keep)
-            alive, mask, position, chosen, running = (x[keep] for x in (alive, mask, position, chosen, running))
-        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-        output = model(
-            input_ids=chosen[:, None],
-            attention_mask=mask,
-            position_ids=position[:, None],
-            past_key_values=cache,
-            use_cache=True,
-        )
-        logits = output.logits[:, -1]  # (b, V)
-        position = position + 1
+    with without_repeated_keys(model):
+        read = _prefill(model, prompts, pad_id)
+        cache, mask, position, logits = read.cache, read.mask, read.position, read.logits
+        rows = len(prompts)
+        tokens = torch.full((rows, max_new_tokens), pad_id, device=model.device)
+        lengths = torch.full((rows,), max_new_tokens, device=model.device)
+        stopped = torch.zeros(rows, dtype=torch.bool, device=model.device)
+        ends = torch.tensor(sorted(end_ids), device=model.device)
+        alive = torch.arange(rows, device=model.device)  # which prompt each row of the batch belongs to
+        running = torch.ones(rows, dtype=torch.bool, device=model.device)  # of the batch; False: ended, not yet dropped
+        for step in range(max_new_tokens):
+            chosen = draw(logits, alive, step)  # (b,)
+            tokens[alive[running], step] = chosen[running]
+            ended = running & torch.isin(chosen, ends)
+            lengths[alive[ended]] = step + 1
+            stopped[alive[ended]] = True
+            running = running & ~ended
+            left = int(running.sum())
+            if on_step is not None:
+                on_step(left)
+            if left == 0 or step + 1 == max_new_tokens:
+                break
+            if left < _COMPACT_BELOW * len(running):
+                keep = running.nonzero()[:, 0]
+                cache.batch_select_indices(keep)
+                alive, mask, position, chosen, running = (x[keep] for x in (alive, mask, position, chosen, running))
+            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+            output = model(
+                input_ids=chosen[:, None],
+                attention_mask=mask,
+                position_ids=position[:, None],
+                past_key_values=cache,
+                use_cache=True,
+            )
+            logits = output.logits[:, -1]  # (b, V)
+            position = position + 1
     return [
         Completion(row[:length], has_stopped)
         for row, length, has_stopped in zip(tokens.tolist(), lengths.tolist(), stopped.tolist(), strict=True)

@@ -1,5 +1,6 @@
 """Files that are whole or absent, and hashes that tell whether they are the same. The lowest floor of trainer.
 
 atomic.py        files and directories that appear by one rename, when everything in them has reached the disk
+cache.py         where what is made once is kept
 fingerprint.py   hashes of files and of a model's weights
 """

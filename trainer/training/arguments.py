@@ -14,7 +14,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from trainer.catalogue.data_sets import DATA_SETS, EMBEDDED
+from trainer.catalogue.data_sets import DATA_SETS, EMBEDDED, MADE
 from trainer.catalogue.rewards import REWARDS, check_name, find
 from trainer.tiny.problems import DESIGNS
 from trainer.training import option_checks, secrets
@@ -44,8 +44,8 @@ class RunArguments:
     dataset: str = field(
         default=TINY,
         metadata=about(
-            f"Training data: {TINY} (the embedded word problems), {', '.join(DATA_SETS)}, a json, jsonl or parquet "
-            "file, or a hub id."
+            f"Training data: {TINY} (the embedded word problems), {', '.join((*DATA_SETS, *MADE))}, a json, jsonl or "
+            "parquet file, or a hub id."
         ),
     )
     data_dir: str | None = field(
@@ -66,6 +66,20 @@ class RunArguments:
     )
     answer_column: str | None = field(
         default=None, metadata=about("Column with the reference answer, where it is not found by itself.")
+    )
+    prompt: str | None = field(
+        default=None,
+        metadata=about(
+            "How questions are put: a YAML or JSON file with system_prompt, instruction and worked examples, the name "
+            "of a packaged one, or the directory of a run (default: the instruction to reason and to box the answer)."
+        ),
+    )
+    system_prompt: str | None = field(
+        default=None, metadata=about("System turn, in place of the prompt's; an empty one leaves it out.")
+    )
+    instruction: str | None = field(
+        default=None,
+        metadata=about("Appended to every question, in place of the prompt's; an empty one leaves it out."),
     )
     max_samples: int | None = field(default=None, metadata=about("Use only the first so many problems."))
     max_prompt_length: int | None = field(
@@ -139,6 +153,32 @@ class RunArguments:
         ),
     )
 
+    teca_source: str = field(
+        default="auto",
+        metadata=about(
+            "Where TECA comes from: rollout (decoding sees every distribution, no pass is made), scoring (a pass of "
+            "the policy over the rollouts), auto (rollout where it can be had)."
+        ),
+    )
+    early_exit: float | None = field(
+        default=None,
+        metadata=about(
+            "End a response's thinking once its running TECA is below so many nats; forced tokens are masked from the "
+            "loss."
+        ),
+    )
+    early_exit_min_tokens: int = field(default=32, metadata=about("No early exit before so many tokens."))
+    early_exit_window: int = field(
+        default=0, metadata=about("Early exit on the mean of the last so many entropies (0: of all, TECA).")
+    )
+    early_exit_text: str = field(
+        default="</think>",
+        metadata=about(
+            "What an early exit writes: the token that ends the thinking, or, for models without one, a text that "
+            "begins the answer."
+        ),
+    )
+
     def __post_init__(self):
         for name in (
             "dataset",
@@ -151,6 +191,7 @@ class RunArguments:
                 setattr(self, name, os.path.expanduser(value))
         _check_choice("tiny_design", self.tiny_design, tuple(DESIGNS))
         _check_choice("sampler", self.sampler, ("auto", "embedded", "trl"))
+        _check_choice("teca_source", self.teca_source, ("auto", "rollout", "scoring"))
         self.controls = [name for name in self.controls if name != "none"]
         for option_name in ("reward", "controls"):
             for name in getattr(self, option_name):
@@ -319,6 +360,10 @@ def check(run: RunArguments, config, model) -> None:
             raise ConfigError(f"reward {error}") from error
     option_checks.check_devices_and_packages(config, model)
     _check_evaluation(run, config)
+    if config.use_vllm:
+        _check_vllm(run, config)
+    if run.early_exit is not None:
+        _check_early_exit(run, config)
     name = model.model_name_or_path
     if samples_itself(run, config, name):
         option_checks.check_sampler("embedded", config)
@@ -330,10 +375,13 @@ def check(run: RunArguments, config, model) -> None:
         raise ConfigError(f"dataset {TINY} is evaluated on its own held-out problems: give --eval_samples alone")
     if run.dataset != TINY:
         if name is None or name == TINY:
-            raise ConfigError(f"dataset {run.dataset} needs model_name_or_path (a directory, a hub id or {TINY_BYTES})")
+            raise ConfigError(
+                f"dataset {run.dataset} needs model_name_or_path (a directory, a hub id, a .gguf file, smollm2 or "
+                f"{TINY_BYTES})"
+            )
         if run.controls:
             raise ConfigError(f"controls are for the embedded experiment (dataset {TINY}), not for {run.dataset}")
-        if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
+        if name.startswith((".", "/", "~")) and not name.endswith(".gguf") and not Path(name).expanduser().is_dir():
             raise ConfigError(f"model_name_or_path: no directory {name}")
         if run.data_dir is not None and not Path(run.data_dir).is_dir():
             raise ConfigError(f"data_dir: no directory {run.data_dir}")
@@ -373,6 +421,38 @@ def samples_itself(run: RunArguments, config, model: str | None) -> bool:
     if run.sampler == "embedded" or run.dataset == TINY:
         return True
     return model == TINY_BYTES and not shards_the_model(config)
+
+
+def _check_vllm(run: RunArguments, config) -> None:
+    import torch
+
+    from trainer.sampling.vllm_support import require_vllm
+
+    try:
+        require_vllm("use_vllm")
+    except (ModuleNotFoundError, ValueError) as error:
+        raise ConfigError(str(error)) from error
+    if run.dataset == TINY:
+        raise ConfigError(
+            "use_vllm: the embedded model's attention heads hold 16 numbers, vLLM's hold 32 at least; leave it out, or "
+            "train another model with --dataset and --model_name_or_path"
+        )
+    if config.vllm_mode == "server" and not torch.cuda.is_available():
+        raise ConfigError(
+            "vllm_mode is server, whose weights travel by NCCL between GPUs, and there is no GPU here: take "
+            "--vllm_mode colocate, which runs on a CPU as well"
+        )
+
+
+def _check_early_exit(run: RunArguments, config) -> None:
+    from trainer.sampling.early_exit import EarlyExit
+
+    stand_in = (0,)  # its tokens are not known before the tokenizer is
+    try:
+        rule = EarlyExit(run.early_exit, stand_in, stand_in, run.early_exit_min_tokens, run.early_exit_window)
+        rule.check_limit(config.max_completion_length)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def _zero3(config) -> bool:

@@ -4,12 +4,8 @@ In: any TRL GRPO trainer class, through `CheckpointMixin`.  Out: the same traine
 
   - appear under their name by one rename, after everything in them has reached the disk; what a crash leaves behind is
     a directory `.saving-checkpoint-N`, which nobody mistakes for a checkpoint and the next run removes
-  - also hold, per process, what TRL and transformers leave out and the next step depends on:
-
-        step counter and rollout buffer   with steps_per_generation * num_iterations > gradient_accumulation_steps a
-                                          checkpoint can fall between two uses of the same rollouts
-        metrics not logged yet            with logging_steps > 1 the next logged value is a mean over both sides
-        the reference policy              where sync_ref_model moves it
+  - also hold, per process, what TRL and transformers leave out and the next step depends on: the state of the step
+    (step_state.py), and the reference policy where sync_ref_model moves it
 
   - say which run made them, and with which settings (run.json; trainer/training/run_directory.py)
 
@@ -41,6 +37,7 @@ from trainer.training.run_directory import (
     settings_of,
     write_run,
 )
+from trainer.training.step_state import StepState
 
 STAGING_PREFIX = ".saving-"
 _WEIGHTS = ("model*.safetensors", "adapter_model*.safetensors", "pytorch_model*", "adapter_model*.bin", "global_step*")
@@ -140,10 +137,9 @@ class _RestoreLossSum(TrainerCallback):
         self.trainer = trainer
 
     def on_train_begin(self, args, state, control, **kwargs):
-        restored, self.trainer._restored_loss = self.trainer._restored_loss, None
+        restored, self.trainer._restored_state = self.trainer._restored_state, None
         if restored is not None:
-            self.trainer._tr_loss = restored["loss"].to(args.device)
-            self.trainer._globalstep_last_logged = restored["last_logged"]
+            restored.restore_loss(self.trainer)
 
 
 class CheckpointMixin:
@@ -151,7 +147,7 @@ class CheckpointMixin:
 
     def __init__(self, *args, **kwargs):
         self._staging: Path | None = None
-        self._restored_loss: dict | None = None
+        self._restored_state: StepState | None = None
         self.run_id = new_run_id()
         self.went_on_from: Path | None = None
         self.run_settings: dict | None = None  # what every checkpoint says that it was made with
@@ -275,15 +271,7 @@ class CheckpointMixin:
 
     def grpo_state(self) -> dict:
         """What the next step depends on and neither transformers nor TRL saves."""
-        generate_every = self.args.steps_per_generation * self.num_iterations
-        in_use = self._step % generate_every != 0
-        state = {
-            "step": self._step,
-            "buffered_inputs": self._buffered_inputs if in_use else None,
-            "metrics": {name: list(values) for name, values in self._metrics["train"].items()},
-            "loss": self._tr_loss.detach().clone(),
-            "last_logged": self._globalstep_last_logged,
-        }
+        state = vars(StepState.of(self))
         if self.args.sync_ref_model and self.ref_model is not None:
             if self.is_fsdp_enabled or self.is_deepspeed_enabled:
                 raise ValueError("sync_ref_model with FSDP or DeepSpeed: the moved reference can't be checkpointed")
@@ -309,13 +297,11 @@ class CheckpointMixin:
             return
         # Not the device itself: with several processes on CPU it is called cpu:0, which torch.load does not know.
         state = send_to_device(torch.load(path, map_location="cpu", weights_only=True), self.args.device)
-        self._step = state["step"]
-        self._buffered_inputs = state["buffered_inputs"]
-        for name, values in state["metrics"].items():
-            self._metrics["train"][name] = values
-        self._restored_loss = {"loss": state["loss"], "last_logged": state["last_logged"]}
-        if "ref_model" in state:
-            self.accelerator.unwrap_model(self.ref_model).load_state_dict(state["ref_model"])
+        reference = state.pop("ref_model", None)
+        if reference is not None:
+            self.accelerator.unwrap_model(self.ref_model).load_state_dict(reference)
+        self._restored_state = StepState(**state)
+        self._restored_state.restore(self)
 
     def _take_learning_rate(self, before: float | None) -> None:
         """The rate asked for now in place of the checkpoint's, which optimizer and schedule have just loaded."""

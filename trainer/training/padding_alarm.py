@@ -32,7 +32,7 @@ class PaddingAlarm:
         return (
             f"TECA falls while length rises: TECA {self.teca_before:.4g} -> {self.teca_now:.4g}, length "
             f"{self.length_before:.4g} -> {self.length_now:.4g} tokens since steps {self.first_step}-{self.last_step} "
-            "of the log. Certain tokens dilute the mean; --reward total_entropy is not open to that."
+            "of the log. Certain tokens dilute the mean; the reward total_entropy is not open to that."
         )
 
 

@@ -11,8 +11,18 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from trainer.models.names import resolve
 from trainer.storage.atomic import staged_directory
 from trainer.training.arguments import TINY_BYTES, ConfigError
+
+
+def find_weights(model_config, config, cache_dir: str | None) -> None:
+    """Put a directory in the place of a name that means a GGUF file (trainer/models). Raises ConfigError."""
+    try:
+        with config.main_process_first():  # one process converts, the others find it done
+            model_config.model_name_or_path = resolve(model_config.model_name_or_path, cache_dir)
+    except (OSError, ValueError, ModuleNotFoundError) as error:
+        raise ConfigError(f"model_name_or_path: {error}") from error
 
 
 def load_policy_tokenizer(model_config, config):

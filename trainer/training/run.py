@@ -12,14 +12,24 @@ import warnings
 from pathlib import Path
 
 from trainer.cer_trainer import CERTrainer
+from trainer.prompts.prompt import Prompt, prompt_of, write_prompt
+from trainer.sampling.early_exit import EarlyExit, make_rule
 from trainer.training import survival
-from trainer.training.arguments import RunArguments
+from trainer.training.arguments import ConfigError, RunArguments
 from trainer.training.checkpoints import CheckpointMixin, remove_leftovers
 from trainer.training.run_log import MeasuredMixin, report_here
 
 
 class GRPORun(MeasuredMixin, survival.SurvivalMixin, CheckpointMixin, CERTrainer):
     """CERTrainer with whole checkpoints, survival and measurements."""
+
+    def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
+        # CERTrainer hands TECA to the reward functions; what they give is checked before anything is made of it.
+        with survival.reward_failures(self.reward_func_names), self.listening_for_nan() as heard:
+            rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        self.check_rewards(rewards, gave_nan=heard.nan)
+        self.keep_samples(prompts, completions, completion_ids_list, rewards)
+        return rewards
 
 
 def build(
@@ -39,13 +49,46 @@ def build(
         settings: what checkpoints say that they were made with (trainer/training/resume_settings.py).
         description: stands before the progress bar.
         trl: goes to the trainer as it is (processing_class, peft_config, rollout_func, ...).
+
+    Raises ConfigError for an early exit that the model cannot make, and where vLLM's server is not there.
     """
+    ours = {"teca_source": run.teca_source, "early_exit": _early_exit(run, config, trl.get("processing_class"))}
     with warnings.catch_warnings():  # rollout_func is TRL's own hook; that it may change is said in our contract test
         warnings.filterwarnings("ignore", message="You are using 'rollout_func'")
-        trainer = GRPORun(model=model, reward_funcs=reward_funcs, args=config, train_dataset=train_dataset, **trl)
+        try:
+            trainer = GRPORun(
+                model=model, reward_funcs=reward_funcs, args=config, train_dataset=train_dataset, **ours, **trl
+            )
+        except ConnectionError as error:
+            raise ConfigError(str(error)) from error
     trainer.run_settings = settings
     report_here(trainer, description=description, samples_per_log=run.samples_per_log)
     return trainer
+
+
+def _early_exit(run: RunArguments, config, tokenizer) -> EarlyExit | None:
+    if run.early_exit is None:
+        return None
+    try:
+        return make_rule(
+            tokenizer,
+            run.early_exit,
+            min_tokens=run.early_exit_min_tokens,
+            window=run.early_exit_window,
+            text=run.early_exit_text,
+            max_new_tokens=config.max_completion_length,
+        )
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def keep_prompt(config, prompt: Prompt, *, is_resumed: bool) -> None:
+    """Write the run's prompt into its output directory. Raises ConfigError where a resumed run had another one."""
+    had = prompt_of(config.output_dir) if is_resumed else None
+    if had is not None and had != prompt:
+        raise ConfigError(f"the run in {config.output_dir} was started on another prompt: {had.described()}")
+    if config.should_save:
+        write_prompt(config.output_dir, prompt)
 
 
 def carry_out(trainer: GRPORun, *, resume_from_checkpoint: Path | None, command: str) -> int:
@@ -53,4 +96,10 @@ def carry_out(trainer: GRPORun, *, resume_from_checkpoint: Path | None, command:
     if trainer.args.should_save:
         remove_leftovers(trainer.args.output_dir)
     code = survival.train(trainer, resume_from_checkpoint=resume_from_checkpoint, command=command)
-    return survival.save_final(trainer, command=command) if code == 0 else code
+    if code != 0:
+        return code
+    code = survival.save_final(trainer, command=command)
+    prompt = prompt_of(trainer.args.output_dir)
+    if code == 0 and prompt is not None and trainer.args.should_save:
+        write_prompt(Path(trainer.args.output_dir) / "final", prompt)  # a copied policy still knows how it was asked
+    return code

@@ -33,6 +33,7 @@ MADE_BY_A_RUN = (
     "result.json",
     "responses.jsonl",
     "runs",
+    "prompt.json",
     RUN_FILE,
 )
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from statistics import fmean
 
 import torch
+from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
@@ -113,8 +114,8 @@ class MeasuredMixin:
     def training_step(self, *args, **kwargs):
         return self._timed("step", super().training_step)(*args, **kwargs)
 
-    def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
-        rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+    def keep_samples(self, prompts: list, completions: list, completion_ids: list[list[int]], rewards: Tensor) -> None:
+        """Keeps some completions of this process for the next log. rewards: (all processes' completions, functions)."""
         first = self.accelerator.process_index * len(prompts)
         teca = self._pending_extra_logs.get("teca") or [None] * len(prompts)
         self._latest_samples = [
@@ -122,7 +123,7 @@ class MeasuredMixin:
                 "step": self.state.global_step + 1,
                 "prompt": _text(prompts[i]),
                 "completion": _text(completions[i]),
-                "tokens": len(completion_ids_list[i]),
+                "tokens": len(completion_ids[i]),
                 "teca": _finite(teca[i]),
                 **{
                     name: _finite(rewards[first + i, index].item()) for index, name in enumerate(self.reward_func_names)
@@ -130,7 +131,6 @@ class MeasuredMixin:
             }
             for i in range(min(self.samples_per_log, len(prompts)))
         ]
-        return rewards
 
     def log(self, logs: dict, start_time: float | None = None) -> None:
         if "loss" in logs and self.model.training:

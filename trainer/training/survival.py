@@ -21,18 +21,21 @@ import contextlib
 import errno
 import math
 import os
-import random
 import shutil
 import signal
 import sys
 import tempfile
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-import numpy
 import torch
+from torch import Tensor
 from transformers import TrainerCallback
 from trl.trainer.utils import is_async_callable
+
+from trainer.training.step_state import RandomState, StepState
 
 
 class TrainingFailure(RuntimeError):
@@ -163,7 +166,7 @@ class SurvivalMixin:
         self.stopped_by_signal = False
         self._batches_without_opinion = 0
         self._phase = "starting"
-        self._step_start: dict | None = None
+        self._step_start: tuple[StepState, RandomState, int] | None = None
         super().__init__(*args, **kwargs)
         self.stop_signals = StopSignals(self.args.output_dir)
         self.add_callback(_Watch(self))
@@ -189,31 +192,30 @@ class SurvivalMixin:
             )
         return norm
 
-    def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
+    @contextmanager
+    def listening_for_nan(self) -> Iterator[NaNWatch]:
+        """In the block the reward functions are listened to."""
         functions, heard = self.reward_funcs, NaNWatch()
         self.reward_funcs = [heard.over(function) for function in functions]
         try:
-            rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
-        except Exception as error:
-            if is_out_of_memory(error) or is_disk_full(error):
-                raise
-            names = ", ".join(self.reward_func_names)
-            raise RewardFailure(f"a reward function raised (of: {names}): {type(error).__name__}: {error}") from error
+            yield heard
         finally:
             self.reward_funcs = functions
+
+    def check_rewards(self, rewards: Tensor, *, gave_nan: bool) -> None:
+        """Raise RewardFailure for rewards (completions, functions) that are of no use; see this file's header."""
         for index, name in enumerate(self.reward_func_names):
             if torch.isinf(rewards[:, index]).any():
                 raise RewardFailure(f"the reward function {name} gave an infinite reward")
-        self._check_opinions(rewards, heard.nan)
+        self._check_opinions(rewards, gave_nan)
         total = (rewards * self.reward_weights.to(rewards.device)).nansum(dim=1)
         if not torch.isfinite((total - total.mean()).square().sum()):  # as TRL computes it, in float32
             raise RewardFailure(
                 f"the spread of the rewards is infinite in float32 (they go from {total.min().item():.3g} to "
                 f"{total.max().item():.3g}), so every advantage would be 0: scale them down"
             )
-        return rewards
 
-    def _check_opinions(self, rewards: torch.Tensor, gave_nan: bool) -> None:
+    def _check_opinions(self, rewards: Tensor, gave_nan: bool) -> None:
         """None is "no opinion": a batch without any moves nothing. NaN is a fault, and so is silence that lasts."""
         if not torch.isnan(rewards).all():
             self._batches_without_opinion = 0
@@ -237,31 +239,12 @@ class SurvivalMixin:
     # --- the last good state
 
     def _remember_step_start(self) -> None:
-        self._step_start = {
-            "python": random.getstate(),
-            "numpy": numpy.random.get_state(),
-            "torch": torch.random.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-            "tokens_seen": self.state.num_input_tokens_seen,
-            "buffered_inputs": self._buffered_inputs,
-            "step": self._step,
-            "metrics": {name: list(values) for name, values in self._metrics["train"].items()},
-            "loss": self._tr_loss.detach().clone(),
-        }
+        self._step_start = (StepState.of(self), RandomState.now(), self.state.num_input_tokens_seen)
 
     def _return_to_step_start(self) -> None:
-        start = self._step_start
-        random.setstate(start["python"])
-        numpy.random.set_state(start["numpy"])
-        torch.random.set_rng_state(start["torch"])
-        if start["cuda"]:
-            torch.cuda.set_rng_state_all(start["cuda"])
-        self.state.num_input_tokens_seen = start["tokens_seen"]
-        self._buffered_inputs = start["buffered_inputs"]
-        self._step = start["step"]
-        self._metrics["train"].clear()
-        self._metrics["train"].update(start["metrics"])
-        self._tr_loss = start["loss"]
+        step, random_state, self.state.num_input_tokens_seen = self._step_start
+        step.restore(self)
+        random_state.restore()
 
     def save_final_model_elsewhere(self) -> Path:
         """The model where temporary files go, often another disk. One process alone can decide that."""
@@ -289,6 +272,18 @@ class SurvivalMixin:
         self.model.zero_grad(set_to_none=True)
         self._save_checkpoint(self.model, trial=None)
         return checkpoint
+
+
+@contextmanager
+def reward_failures(names: list[str]) -> Iterator[None]:
+    """What a reward function raises in the block becomes a RewardFailure that names the functions."""
+    try:
+        yield
+    except Exception as error:
+        if is_out_of_memory(error) or is_disk_full(error):
+            raise
+        told = f"{type(error).__name__}: {error}"
+        raise RewardFailure(f"a reward function raised (of: {', '.join(names)}): {told}") from error
 
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

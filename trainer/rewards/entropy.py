@@ -1,4 +1,4 @@
-r"""Reward functions for GRPO, in TRL's signature: usable in any TRL script.
+r"""The reward of the method, its variant and its controls, in TRL's signature.
 
 In: completions (plain strings or messages), the column `ground_truth`, and for the entropy rewards what
 CERTrainer (trainer/cer_trainer.py) hands over per completion, in nats: `teca` (mean token entropy), `entropy_sum`.
@@ -13,25 +13,17 @@ Out: list[float | None], one per completion; None (TRL: no opinion) where the ro
 The scales S0 and L0 are the medians of S and L over the right answers to the same prompt in the batch.
 """
 
-import functools
-import json
 import math
 import random
-import statistics
 import zlib
-from collections.abc import Callable, Sequence
 
 import torch
 
 from cer_ext import cer_reward as reward_of_entropy
-from trainer.catalogue.rewards import REWARDS, find
-from trainer.grading import grade
+from cer_ext.reward import LEAST_SCALE_NATS, group_scales
+from trainer.rewards.completions import Completion, Rewards, grade_completions, group_keys, lengths_of
 
-LEAST_SCALE_NATS = 1.0  # e^S: among how many completions a policy chooses; below one nat hardly a choice is left
 LEAST_SCALE_TOKENS = 1.0
-
-Completion = str | list[dict]
-Rewards = list[float | None]
 
 
 def accuracy_reward(completions: list[Completion], ground_truth: list, *, log_metric=None, **kwargs) -> Rewards:
@@ -108,7 +100,9 @@ def total_entropy_reward(
     """
     correct = grade_completions(completions, ground_truth, log_metric)
     totals = _checked("entropy_sum", entropy_sum, correct)
-    scales = [scale] * len(totals) if scale else group_scales(totals, correct, prompts, LEAST_SCALE_NATS)
+    scales = (
+        [scale] * len(totals) if scale else group_scales(totals, correct, group_keys(prompts), least=LEAST_SCALE_NATS)
+    )
     return _reward_of(correct, [total / by for total, by in zip(totals, scales, strict=True)], weight)
 
 
@@ -126,11 +120,9 @@ def length_penalty_reward(
 
     The same shape and scale rule as total_entropy_reward, so what differs between the two is entropy against length.
     """
-    if completion_ids is None:
-        raise ValueError("length_penalty_reward needs completion_ids, which TRL hands to every reward function")
+    lengths = [float(length) for length in lengths_of(completion_ids, "length_penalty_reward")]
     correct = grade_completions(completions, ground_truth, log_metric)
-    lengths = [float(len(ids)) for ids in completion_ids]
-    scales = group_scales(lengths, correct, prompts, LEAST_SCALE_TOKENS)
+    scales = group_scales(lengths, correct, group_keys(prompts), least=LEAST_SCALE_TOKENS)
     return _reward_of(correct, [length / by for length, by in zip(lengths, scales, strict=True)], weight)
 
 
@@ -154,72 +146,6 @@ def random_reward(
     batch = zlib.crc32(repr(completion_ids or completions).encode(errors="replace"))
     coin = random.Random(f"{seed} {step} {batch}")
     return [float(coin.random() < 0.5) for _ in completions]
-
-
-def reward_function(name: str, *, weight: float = 0.5, seed: int = 0) -> Callable[..., Rewards]:
-    """Returns a reward function with its weight or seed set, under the name that TRL logs.
-
-    Args:
-        name: one of trainer.catalogue.rewards.REWARDS, or "package.module:function" of anyone's in TRL's signature,
-            which gets neither weight nor seed.
-        weight: what certainty (or shortness) is worth beside a right answer.
-        seed: of the random control.
-
-    Raises:
-        ValueError: no such reward, or a weight that is no finite number >= 0.
-    """
-    function = find(name)
-    if not (math.isfinite(weight) and weight >= 0):
-        raise ValueError(f"weight is {weight}: expected a finite number >= 0")
-    if name not in REWARDS:
-        return function
-    known = {"weight": weight, "seed": seed}
-    options = {option: known[option] for option in REWARDS[name].options}
-    return functools.update_wrapper(functools.partial(function, **options), function)
-
-
-def completion_text(completion: Completion) -> str:
-    """Returns the text of a completion: the string itself, or the content of its last message."""
-    if isinstance(completion, str):
-        return completion
-    content = (completion[-1].get("content") or "") if completion else ""
-    if isinstance(content, str):
-        return content
-    return "".join(part.get("text") or "" for part in content if part.get("type") == "text")
-
-
-def grade_completions(completions: list[Completion], ground_truth: list, log_metric=None) -> list[bool | None]:
-    """Returns right, wrong or None (no ground truth) per completion, and logs the share of right ones as "accuracy"."""
-    if len(completions) != len(ground_truth):
-        raise ValueError(f"{len(ground_truth)} values of ground_truth for {len(completions)} completions")
-    correct = [
-        None if truth is None else grade(completion_text(completion), truth)
-        for completion, truth in zip(completions, ground_truth, strict=True)
-    ]
-    graded = [right for right in correct if right is not None]
-    if log_metric is not None and graded:
-        log_metric("accuracy", sum(graded) / len(graded))
-    return correct
-
-
-def group_scales(
-    values: Sequence[float], correct: Sequence[bool | None], prompts: Sequence | None, least: float
-) -> list[float]:
-    """Returns for each completion the median value over the right answers to its prompt, at least `least`.
-
-    prompts None: all are answers to one prompt. A prompt without a right answer has the scale `least`.
-    """
-    keys = [0] * len(values) if prompts is None else [_key(prompt) for prompt in prompts]
-    right: dict = {}
-    for key, value, is_right in zip(keys, values, correct, strict=True):
-        if is_right:
-            right.setdefault(key, []).append(value)
-    medians = {key: max(statistics.median(group), least) for key, group in right.items()}
-    return [medians.get(key, least) for key in keys]
-
-
-def _key(prompt) -> str:
-    return prompt if isinstance(prompt, str) else json.dumps(prompt, sort_keys=True, default=repr)
 
 
 def _checked(name: str, values: list[float] | None, correct: list[bool | None]) -> list[float]:

@@ -1,0 +1,3 @@
+#!/usr/bin/env bash
+# Qwen3-8B: published_gsm8k.sh says what is run and what has to be there before. Further hydra overrides may follow.
+exec bash "$(dirname "$0")/published_gsm8k.sh" Qwen/Qwen3-8B trainer.experiment_name=qwen3_8b_gsm8k "$@"

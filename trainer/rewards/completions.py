@@ -1,0 +1,57 @@
+"""Completions as reward functions get them from TRL: their text, whether they are right, which belong together."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from trainer.grading import grade
+
+Completion = str | list[dict]
+Rewards = list[float | None]
+
+
+def completion_text(completion: Completion) -> str:
+    """Returns the text of a completion: the string itself, or the content of its last message."""
+    if isinstance(completion, str):
+        return completion
+    content = (completion[-1].get("content") or "") if completion else ""
+    if isinstance(content, str):
+        return content
+    return "".join(part.get("text") or "" for part in content if part.get("type") == "text")
+
+
+def grade_completions(completions: list[Completion], ground_truth: list, log_metric=None) -> list[bool | None]:
+    """Returns right, wrong or None (no ground truth) per completion, and logs the share of right ones as "accuracy"."""
+    if len(completions) != len(ground_truth):
+        raise ValueError(f"{len(ground_truth)} values of ground_truth for {len(completions)} completions")
+    correct = [
+        None if truth is None else grade(completion_text(completion), truth)
+        for completion, truth in zip(completions, ground_truth, strict=True)
+    ]
+    graded = [right for right in correct if right is not None]
+    if log_metric is not None and graded:
+        log_metric("accuracy", sum(graded) / len(graded))
+    return correct
+
+
+def group_keys(prompts: list | None) -> list[str] | None:
+    """One hashable key per prompt, equal for equal prompts: the completions of a group. None: all are one group."""
+    if prompts is None:
+        return None
+    return [p if isinstance(p, str) else json.dumps(p, sort_keys=True, default=repr) for p in prompts]
+
+
+def groups_of(prompts: Sequence | None, count: int) -> list[list[int]]:
+    """The positions of the completions to each prompt, in order."""
+    members: dict[str | None, list[int]] = {}
+    for position, key in enumerate(group_keys(prompts) or [None] * count):
+        members.setdefault(key, []).append(position)
+    return list(members.values())
+
+
+def lengths_of(completion_ids: Sequence[Sequence[int]] | None, reward: str) -> list[int]:
+    """Tokens of each completion. Raises ValueError where TRL's `completion_ids` are missing."""
+    if completion_ids is None:
+        raise ValueError(f"{reward} needs completion_ids, which TRL hands to every reward function")
+    return [len(ids) for ids in completion_ids]
