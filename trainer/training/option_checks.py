@@ -188,8 +188,6 @@ def check_devices_and_packages(config, model) -> None:
         _require(f"optim is {optimizer}", module, module)
     if model.load_in_4bit or model.load_in_8bit:
         _require(f"load_in_{'4' if model.load_in_4bit else '8'}bit is true", "bitsandbytes", "bitsandbytes")
-    if config.use_vllm:
-        _require("use_vllm is set", "vllm", "vllm==0.32.0")
     if model.use_peft:
         _require("use_peft is set", "peft", "peft")
 
