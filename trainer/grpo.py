@@ -2,12 +2,16 @@
 
 Without arguments: the embedded experiment of trainer/tiny, on any machine. `--help` explains every option of ours;
 every option of trl.GRPOConfig and trl.ModelConfig is accepted as well. What is wrong with a command line is said before
-any model is loaded. Exit codes: 0 done, 1 failed, 2 wrong command line, 130 and 143 stopped by Ctrl-C and SIGTERM.
+any model is loaded. Exit codes: 0 done, 1 failed, 2 wrong command line, 129, 130 and 143 stopped by SIGHUP, Ctrl-C and
+SIGTERM.
 """
 
+import contextlib
+import errno
 import sys
 from pathlib import Path
 
+from trainer.catalogue.data_sets import DATA_SETS
 from trainer.sampling import vllm_support
 from trainer.training import arguments
 
@@ -28,16 +32,38 @@ def main(argv: list[str] | None = None) -> int:
             vllm_support.prepare_environment(cpu=config.device.type == "cpu")
         _quiet(config)
         command = arguments.command_without_resume(argv)
-        if run.dataset == arguments.TINY:
-            from trainer.experiment.run import run_experiment
+        with _this_process_alone(config, command):
+            if run.dataset == arguments.TINY:
+                from trainer.experiment.run import run_experiment
 
-            return run_experiment(run, config, command)
-        return train(run, config, model, command)
+                return run_experiment(run, config, command)
+            return train(run, config, model, command)
     except arguments.ConfigError as error:
         return arguments.fail(error)
+    except OSError as error:  # outside of training, which has its own ways to end
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        print(f"Stopped: the disk is full ({error}). Free some space; what was saved stays.", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:  # outside of training, which has its own way to stop
         print("\nStopped.", file=sys.stderr)
         return 130
+
+
+def _this_process_alone(config, command: str):
+    """The output directory's lock; of several processes of one run the first holds it. Raises ConfigError."""
+    from trainer.training.run_directory import DirectoryInUse, locked
+
+    @contextlib.contextmanager
+    def held():
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(locked(config.output_dir, command))
+            except DirectoryInUse as error:
+                raise arguments.ConfigError(str(error)) from error
+            yield
+
+    return held() if config.process_index == 0 else contextlib.nullcontext()
 
 
 def _quiet(config) -> None:
@@ -63,12 +89,16 @@ def prompt_of_run(run: arguments.RunArguments):
     return prompt.with_parts(system_prompt=run.system_prompt, instruction=run.instruction)
 
 
-def _problems(run: arguments.RunArguments, config, tokenizer, prompt):
-    """The training problems, without those whose prompt is too long. Raises ConfigError."""
-    from trainer.datasets import DataError, filter_by_length, load_problems
+def _problems(run: arguments.RunArguments, config, tokenizer, prompt) -> tuple:
+    """The problems for training and for evaluation (None: no evaluation), without prompts that are too long.
+
+    Raises ConfigError.
+    """
+    from trainer.datasets import DataError, load_problems
 
     if run.enable_thinking is not None:
         config.chat_template_kwargs = {**(config.chat_template_kwargs or {}), "enable_thinking": run.enable_thinking}
+    evaluation = None
     try:
         problems = load_problems(
             run.dataset,
@@ -80,15 +110,43 @@ def _problems(run: arguments.RunArguments, config, tokenizer, prompt):
             prompt=prompt,
             max_samples=run.max_samples,
         )
-        if run.max_prompt_length is not None:
-            problems, report = filter_by_length(
-                problems, tokenizer, run.max_prompt_length, chat_template_kwargs=config.chat_template_kwargs
+        if run.eval_dataset is not None:
+            evaluation = load_problems(
+                run.eval_dataset,
+                data_dir=run.data_dir,
+                split="test" if run.eval_dataset in DATA_SETS else None,
+                prompt=prompt,
+                max_samples=run.eval_samples,
             )
-            if config.process_index == 0:
-                print(report)
+        problems = _short_enough(problems, run, config, tokenizer)
+        if evaluation is not None:
+            evaluation = _short_enough(evaluation, run, config, tokenizer)
+        elif run.eval_samples is not None:
+            problems, evaluation = _hold_out(problems, run.eval_samples)
     except DataError as error:
         raise arguments.ConfigError(f"dataset: {error}") from error
+    return problems, evaluation
+
+
+def _short_enough(problems, run: arguments.RunArguments, config, tokenizer):
+    from trainer.datasets import filter_by_length
+
+    if run.max_prompt_length is None:
+        return problems
+    problems, report = filter_by_length(
+        problems, tokenizer, run.max_prompt_length, chat_template_kwargs=config.chat_template_kwargs
+    )
+    if config.process_index == 0:
+        print(report)
     return problems
+
+
+def _hold_out(problems, count: int) -> tuple:
+    """The last `count` problems are evaluated and never trained on."""
+    if count >= len(problems):
+        raise arguments.ConfigError(f"eval_samples is {count}, but there are only {len(problems)} problems: give fewer")
+    first = len(problems) - count
+    return problems.select(range(first)), problems.select(range(first, len(problems)))
 
 
 def train(run: arguments.RunArguments, config, model_config, command: str) -> int:
@@ -97,24 +155,24 @@ def train(run: arguments.RunArguments, config, model_config, command: str) -> in
 
     from trainer.rewards import reward_function
     from trainer.sampling.rollout import rollout
-    from trainer.training.checkpoints import resolve_resume
+    from trainer.training import resume_settings, start
     from trainer.training.policy import find_weights, load_policy, load_policy_tokenizer
     from trainer.training.run import build, carry_out, keep_prompt
 
-    try:
-        resume = resolve_resume(config.resume_from_checkpoint, config.output_dir)
-    except ValueError as error:
-        raise arguments.ConfigError(str(error)) from error
+    resume = start.resume_point(config)
     find_weights(model_config, config, run.cache_dir)
     tokenizer = load_policy_tokenizer(model_config, config)
     prompt = prompt_of_run(run)
-    dataset = _problems(run, config, tokenizer, prompt)
-    keep_prompt(config, prompt, is_resumed=resume is not None)
-    embedded = run.sampler == "embedded" or (
-        run.sampler == "auto"
-        and model_config.model_name_or_path == arguments.TINY_BYTES
-        and not arguments.shards_the_model(config)
+    problems, evaluation = _problems(run, config, tokenizer, prompt)
+    start.check_enough(len(problems), config)
+    settings = resume_settings.settings(
+        run, config, model_config, processes=config.world_size, training_data=resume_settings.data_digest(problems)
     )
+    start.check_resume(config, resume, settings)
+    if config.process_index == 0:
+        start.prepare_directory(config.output_dir, resume, set_aside=run.set_aside_older_run)
+    keep_prompt(config, prompt, is_resumed=resume is not None)
+    embedded = arguments.samples_itself(run, config, model_config.model_name_or_path)
     trainer = build(
         run,
         config,
@@ -124,11 +182,13 @@ def train(run: arguments.RunArguments, config, model_config, command: str) -> in
             reward_function(name, weight=run.cer_weight, seed=config.seed, max_length=config.max_completion_length)
             for name in run.reward
         ],
-        train_dataset=dataset,
+        train_dataset=problems,
+        eval_dataset=evaluation,
         description=Path(config.output_dir).name,
+        settings=settings,
         peft_config=get_peft_config(model_config),
         quantization_config=get_quantization_config(model_config),
-        **({"rollout_func": rollout} if embedded and not config.use_vllm else {}),
+        **({"rollout_func": rollout} if embedded else {}),
     )
     return carry_out(trainer, resume_from_checkpoint=resume, command=command)
 

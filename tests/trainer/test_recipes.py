@@ -1,6 +1,5 @@
 """Every packaged recipe parses into TRL's own configuration, and its arithmetic holds, without a GPU."""
 
-import importlib.util
 from pathlib import Path
 
 import pytest
@@ -19,8 +18,7 @@ def _elsewhere(tmp_path, monkeypatch):
 @pytest.fixture(autouse=True)
 def _vllm_is_there(monkeypatch):
     """The recipes for GPUs name vLLM; whether it is installed here is not their business."""
-    found = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: object() if name == "vllm" else found(name, *a))
+    monkeypatch.setattr("trainer.sampling.vllm_support.require_vllm", lambda wanted_by: None)
 
 
 @pytest.mark.parametrize("name", arguments.recipe_names())

@@ -3,15 +3,23 @@
 import errno
 import inspect
 import json
+import math
 import os
+import pty
 import random
 import resource
+import shutil
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from datasets import Dataset
+from safetensors.torch import load_file
+from small_runs import write_problems
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import RepeatSampler
 
@@ -164,6 +172,59 @@ def test_sigterm_saves_says_how_to_resume_and_exits_with_143(start, tmp_path, ca
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL  # given back
 
 
+def test_hangup_is_a_stop_like_sigterm_and_is_given_back(start, tmp_path, capsys):
+    trainer = make_trainer(start, tmp_path, reward=StopAfter(2, signal.SIGHUP), save_strategy="no")
+    before = signal.getsignal(signal.SIGHUP)
+    assert survival.train(trainer) == 128 + signal.SIGHUP == 129
+    assert checkpoints.is_complete(tmp_path / "checkpoint-2")
+    assert signal.getsignal(signal.SIGHUP) == before
+
+
+def test_hangup_that_is_ignored_stays_ignored(start, tmp_path):
+    """nohup: the run goes on to its end."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        trainer = make_trainer(start, tmp_path, reward=StopAfter(1, signal.SIGHUP), save_strategy="no", max_steps=2)
+        assert survival.train(trainer) == 0
+        assert trainer.state.global_step == 2
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_lost_terminal_ends_a_run_with_its_checkpoint_and_last_words(tmp_path):
+    """A real terminal is closed under a run of the command, as a dropped ssh does it."""
+    data = write_problems(tmp_path / "train.jsonl")
+    options = ["--config", "smoke_gsm8k", "--dataset", str(data), "--output_dir", str(tmp_path / "run")]
+    options += ["--max_steps", "1000", "--max_completion_length", "4", "--report_to", "none"]
+    ours, theirs = pty.openpty()
+    root = str(Path(__file__).resolve().parents[2])
+    process = subprocess.Popen(
+        [sys.executable, "-c", _ON_A_TERMINAL, *options],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+        env={**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"},
+    )
+    os.close(theirs)
+    told, deadline = b"", time.monotonic() + 120
+    while b"     2  " not in told and time.monotonic() < deadline:  # the table's row of the second step
+        told += os.read(ours, 4096)
+    os.close(ours)
+    assert process.wait(120) == 129
+    (saved,) = checkpoints.complete_checkpoints(tmp_path / "run")
+    last_words = (tmp_path / "run" / survival.AFTER_HANGUP).read_text()
+    assert f"--resume_from_checkpoint {saved}" in last_words
+
+
+_ON_A_TERMINAL = """
+import fcntl, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # the terminal is this session's: its end is a hangup
+from trainer import grpo
+sys.exit(grpo.main(sys.argv[1:]))
+"""
+
+
 def test_second_signal_stops_at_once_and_keeps_the_last_checkpoint(start, tmp_path):
     class Impatient(StopAfter):
         def __call__(self, completions, trainer_state, **kwargs):
@@ -195,7 +256,6 @@ class FailAt:
     ("result", "told"),
     [
         (KeyError("gold"), "a reward function raised (of: failing_reward): KeyError: 'gold'"),
-        (None, "no reward function gave a number for any of 8 completions"),
         (float("nan"), "no reward function gave a number for any of 8 completions"),
         (float("inf"), "the reward function failing_reward gave an infinite reward"),
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), "out of memory (CUDA out of memory."),
@@ -215,13 +275,66 @@ def test_failure_in_a_step_keeps_the_state_before_it_and_goes_on_to_the_same_num
     assert told in message
     assert "checkpoint-2" in message
     assert "--resume_from_checkpoint" in message
-    if result is None:  # once is enough
+    if isinstance(result, float) and math.isinf(result):  # once is enough
         resumed = make_trainer(start, tmp_path / "cut", **config)
         assert survival.train(resumed, resume_from_checkpoint=tmp_path / "cut" / "checkpoint-2") == 0
         whole = make_trainer(start, tmp_path / "whole", **config)
         assert survival.train(whole) == 0
         assert logged(tmp_path / "cut") == pytest.approx(logged(tmp_path / "whole"), rel=1e-6, abs=1e-9)
         torch.testing.assert_close(parameters(resumed), parameters(whole), rtol=0, atol=1e-7)
+
+
+class Silent:
+    """No opinion on any completion in the given steps."""
+
+    __name__ = "silent_reward"
+
+    def __init__(self, *steps: int):
+        self.steps = steps
+
+    def __call__(self, completions, trainer_state, **kwargs):
+        if trainer_state.global_step + 1 in self.steps:
+            return [None] * len(completions)
+        return digits_reward(completions)
+
+
+def test_batch_without_an_opinion_moves_nothing_and_the_run_goes_on(start, tmp_path, capsys):
+    trainer = make_trainer(start, tmp_path, reward=Silent(2, 4), max_steps=4, save_strategy="no", beta=0.0)
+    weights = {}
+    trainer.add_callback(_at_step_end(lambda step: weights.__setitem__(step, parameters(trainer))))
+    assert survival.train(trainer) == 0
+    assert "Step 2: no reward function has an opinion (None) on any of 8 completions" in capsys.readouterr().err
+    norms = logged(tmp_path, "grad_norm")
+    assert norms[2] == norms[4] == 0.0
+    assert norms[1] > 0
+    assert norms[3] > 0
+
+
+def _at_step_end(function):
+    from transformers import TrainerCallback
+
+    class Call(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            function(state.global_step)
+
+    return Call()
+
+
+def test_silence_that_lasts_is_a_failure(start, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(survival, "MOST_BATCHES_WITHOUT_OPINION", 3)
+    trainer = make_trainer(start, tmp_path, reward=Silent(*range(1, 9)), max_steps=8, save_strategy="no")
+    assert survival.train(trainer) == 1
+    assert "all None) on any completion of the last 3 batches: silent_reward" in capsys.readouterr().err
+    assert trainer.state.global_step == 2
+
+
+def test_rewards_whose_spread_overflows_are_a_failure_not_a_loss_of_zero(start, tmp_path, capsys):
+    def huge_reward(completions, **kwargs):
+        return [1e30 * (-1) ** i for i in range(len(completions))]
+
+    trainer = make_trainer(start, tmp_path, reward=huge_reward, max_steps=1, save_strategy="no")
+    assert survival.train(trainer) == 1
+    assert "the spread of the rewards is infinite in float32 (they go from -1e+30 to 1e+30)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("what", ["loss", "gradient"])
@@ -275,6 +388,45 @@ def test_write_error_while_saving_leaves_no_half_checkpoint_and_the_last_good_on
     assert left == {"checkpoint-1"}
 
 
+@pytest.mark.parametrize("elsewhere", [True, False], ids=["room elsewhere", "no room at all"])
+def test_full_disk_at_the_last_save_leaves_the_model_of_before_and_says_where_the_new_one_is(
+    start, tmp_path, capsys, monkeypatch, elsewhere
+):
+    trainer = make_trainer(start, tmp_path / "run", max_steps=2, save_strategy="no")
+    assert survival.train(trainer) == 0
+    (tmp_path / "run" / "final").mkdir()
+    (tmp_path / "run" / "final" / "model.safetensors").write_text("of an earlier run")
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(survival.tempfile, "tempdir", str(tmp_path / "temporary"))
+    limit, save = resource.getrlimit(resource.RLIMIT_FSIZE), trainer.save_model
+
+    def save_with_less_room(place):
+        if "run" in Path(place).parts or not elsewhere:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limit[1]))
+        try:
+            save(place)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+
+    trainer.save_model = save_with_less_room
+    assert survival.save_final(trainer, command="python -m trainer.grpo") == 1
+    told = capsys.readouterr().err
+    assert "The model is trained, but could not be saved as final" in told
+    assert (tmp_path / "run" / "final" / "model.safetensors").read_text() == "of an earlier run"
+    assert [path.name for path in (tmp_path / "run").iterdir() if path.name.startswith(".")] == []
+    found = list((tmp_path / "temporary").iterdir())
+    if elsewhere:
+        (place,) = found
+        assert f"It is saved in {place} instead" in told
+        saved = load_file(place / "model.safetensors")
+        expected = parameters(trainer)
+        for name in saved:
+            torch.testing.assert_close(saved[name], expected[name], rtol=0, atol=0)
+    else:
+        assert found == []
+        assert "Nor elsewhere: " in told
+
+
 def test_error_of_a_full_disk_is_recognised_by_its_real_exceptions(tmp_path):
     with pytest.raises(OSError) as full:
         Path("/dev/full").write_text("x")
@@ -325,6 +477,29 @@ def test_leftovers_of_a_crash_are_removed_and_a_replaced_checkpoint_comes_back(t
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-1"]
 
 
+def test_save_total_limit_counts_a_runs_own_checkpoints(start, tmp_path):
+    first = make_trainer(start, tmp_path / "older", max_steps=1)
+    assert survival.train(first) == 0
+    shutil.copytree(tmp_path / "older" / "checkpoint-1", tmp_path / "run" / "checkpoint-900")
+    trainer = make_trainer(start, tmp_path / "run", max_steps=3, save_total_limit=1)
+    assert survival.train(trainer) == 0
+    left = [path.name for path in checkpoints.complete_checkpoints(tmp_path / "run")]
+    assert left == ["checkpoint-3", "checkpoint-900"]
+    assert [path.name for path in trainer.own_checkpoints()] == ["checkpoint-3"]
+
+
+def test_failure_names_and_saves_its_own_checkpoint_beside_an_older_runs(start, tmp_path, capsys):
+    older = make_trainer(start, tmp_path / "older", max_steps=3)
+    assert survival.train(older) == 0
+    shutil.copytree(tmp_path / "older", tmp_path / "run")
+    trainer = make_trainer(start, tmp_path / "run", reward=FailAt(2, KeyError("gold")), save_strategy="no")
+    assert survival.train(trainer) == 1
+    told = capsys.readouterr().err
+    assert f"--resume_from_checkpoint {tmp_path / 'run' / 'checkpoint-1'}" in told
+    state = json.loads((tmp_path / "run" / "checkpoint-1" / "run.json").read_text())
+    assert state["run"] == trainer.run_id != older.run_id
+
+
 def test_older_checkpoints_go_only_after_the_new_one_is_there(start, tmp_path):
     trainer = make_trainer(start, tmp_path, max_steps=4, save_total_limit=2)
     assert survival.train(trainer) == 0
@@ -339,6 +514,7 @@ def test_privates_that_checkpoints_survival_and_measurements_rest_on_are_there(s
     stock = GRPOTrainer
     for method in (
         "_get_train_sampler",
+        "_run_epoch",
         "_get_output_dir",
         "_save_checkpoint",
         "_load_optimizer_and_scheduler",

@@ -31,10 +31,12 @@ from trainer.rewards import reward_function
 from trainer.sampling.rollout import rollout
 from trainer.storage.atomic import write_json, write_text
 from trainer.tiny.problems import draw_problems
+from trainer.training import resume_settings
+from trainer.training import start as starting
 from trainer.training.arguments import ConfigError, RunArguments
-from trainer.training.checkpoints import complete_checkpoints, resolve_resume
+from trainer.training.checkpoints import newest_checkpoint, resolve_resume
 from trainer.training.run import build, carry_out
-from trainer.training.run_log import LOG_FILE, append_line, read_log
+from trainer.training.run_log import LOG_FILE, read_log
 
 _TRAINING_PROBLEMS = 4096
 
@@ -42,10 +44,21 @@ _TRAINING_PROBLEMS = 4096
 def training_data(run: RunArguments, seed: int) -> Dataset:
     """Questions as prompts of the chat template, answers as `ground_truth`."""
     count = min(_TRAINING_PROBLEMS, run.max_samples or _TRAINING_PROBLEMS)
+    return _as_data(draw_problems(count, seed=seed, held_out=False))
+
+
+def evaluation_data(run: RunArguments, seed: int) -> Dataset | None:
+    """The problems of --eval_strategy: held-out ones, but others than those of the table. None: no evaluation."""
+    if run.eval_samples is None:
+        return None
+    return _as_data(draw_problems(run.eval_samples, seed=seed + 1, held_out=True))
+
+
+def _as_data(problems) -> Dataset:
     return Dataset.from_list(
         [
             {"prompt": [{"role": "user", "content": problem.question}], "ground_truth": str(problem.answer)}
-            for problem in draw_problems(count, seed=seed, held_out=False)
+            for problem in problems
         ]
     )
 
@@ -76,14 +89,16 @@ def _resume_point(resume: Path | None, output_dir: Path) -> Path | None:
     """Where a run goes on: at the checkpoint asked for if it is this run's, else at its newest."""
     if resume is None or resume.parent.resolve() == output_dir.resolve():
         return resume
-    found = complete_checkpoints(output_dir)
-    return found[-1] if found else None
+    try:
+        return newest_checkpoint(output_dir)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def _resume_request(wanted, output_dir: Path, labels: list[str]) -> Path | None:
     """The checkpoint asked for; "last" is the newest of any run of the experiment."""
     if str(wanted).lower() in ("true", "last"):
-        found = [path for label in labels for path in complete_checkpoints(output_dir / label)[-1:]]
+        found = [path for label in labels if (path := _resume_point(Path(), output_dir / label)) is not None]
         if not found:
             raise ConfigError(f"resume_from_checkpoint={wanted}: no complete checkpoint in {output_dir}")
         return max(found, key=lambda path: path.stat().st_mtime)
@@ -94,27 +109,83 @@ def _resume_request(wanted, output_dir: Path, labels: list[str]) -> Path | None:
 
 
 def _write_responses(path: Path, responses: HeldOutResponses, problems) -> None:
-    path.unlink(missing_ok=True)
     columns = dataclasses.asdict(responses)
+    lines = []
     for index, problem in enumerate(problems):
         row = {name: values[index] for name, values in columns.items()}
-        append_line(path, {"question": problem.question, "ground_truth": str(problem.answer), **row})
+        row = {"question": problem.question, "ground_truth": str(problem.answer), **row}
+        lines.append(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(path, "".join(lines))
 
 
-def _train_one(reward: list[str], start: Path, run: RunArguments, config, settings, problems, resume, command):
-    """(exit code, summary) of one reward's run, from its result.json where it had ended before."""
-    output_dir = Path(config.output_dir) / _label(reward)
-    result_file, fingerprint = output_dir / "result.json", _fingerprint(run, config, settings, reward)
-    if resume is not None and result_file.is_file():
-        result = json.loads(result_file.read_text())
-        if result["settings"] == fingerprint:
-            return 0, result
-    result_file.unlink(missing_ok=True)
-    config = copy.copy(config)
-    config.output_dir = str(output_dir)
-    model, tokenizer = load(start)
+@dataclasses.dataclass
+class _RewardRun:
+    """One reward's run of the experiment: its place, its settings, where it goes on."""
+
+    reward: list[str]
+    config: object  # TRL's, with this run's directory
+    fingerprint: dict  # what its result depends on
+    data: Dataset
+    settings: dict  # what its checkpoints depend on
+    evaluation: Dataset | None
+    resume: Path | None = None
+    result: dict | None = None  # where it had ended
+
+    @property
+    def output_dir(self) -> Path:
+        return Path(self.config.output_dir)
+
+
+def _reward_run(reward: list[str], run: RunArguments, config, settings: WarmStartSettings) -> _RewardRun:
+    own = copy.copy(config)
+    own.output_dir = str(Path(config.output_dir) / _label(reward))
     if reward != run.reward:
-        config.reward_weights = None  # they belong to the rewards asked for, not to a control
+        own.reward_weights = None  # they belong to the rewards asked for, not to a control
+    data = training_data(run, config.seed)
+    return _RewardRun(
+        reward=reward,
+        config=own,
+        fingerprint=_fingerprint(run, config, settings, reward),
+        data=data,
+        settings=resume_settings.settings(
+            dataclasses.replace(run, reward=reward),
+            own,
+            training_data=resume_settings.data_digest(data),
+            warm_start=cache_key(settings),
+        ),
+        evaluation=evaluation_data(run, config.seed),
+    )
+
+
+def _find_place(runs: list[_RewardRun], run: RunArguments, config) -> None:
+    """Finds out where each run goes on, or that none does; nothing of another experiment stays in the way."""
+    labels = [_label(one.reward) for one in runs]
+    output_dir = Path(config.output_dir)
+    resume = _resume_request(config.resume_from_checkpoint, output_dir, labels)
+    if resume is None:
+        made = (*labels, "table.md", "results.json", "curves.png")
+        starting.prepare_directory(output_dir, None, set_aside=run.set_aside_older_run, runs=labels, made=made)
+        return
+    for one in runs:
+        result_file = one.output_dir / "result.json"
+        if result_file.is_file():
+            result = json.loads(result_file.read_text())
+            if result["settings"] == one.fingerprint:
+                one.result = result
+                continue
+        one.resume = _resume_point(resume, one.output_dir)
+        starting.check_resume(one.config, one.resume, one.settings)
+    for one in runs:
+        if one.result is None:
+            starting.prepare_directory(one.output_dir, one.resume, set_aside=run.set_aside_older_run)
+
+
+def _train_one(one: _RewardRun, start: Path, run: RunArguments, problems, command: str):
+    """(exit code, result) of one reward's run; the result of before where it had ended."""
+    if one.result is not None:
+        return 0, one.result
+    config, label = one.config, _label(one.reward)
+    model, tokenizer = load(start)
     started = time.perf_counter()
     trainer = build(
         run,
@@ -123,13 +194,15 @@ def _train_one(reward: list[str], start: Path, run: RunArguments, config, settin
         processing_class=tokenizer,
         reward_funcs=[
             reward_function(name, weight=run.cer_weight, seed=config.seed, max_length=config.max_completion_length)
-            for name in reward
+            for name in one.reward
         ],
-        train_dataset=training_data(run, config.seed),
-        description=f"GRPO ({_label(reward)})",
+        train_dataset=one.data,
+        eval_dataset=one.evaluation,
+        description=f"GRPO ({label})",
+        settings=one.settings,
         **({} if run.sampler == "trl" else {"rollout_func": rollout}),
     )
-    code = carry_out(trainer, resume_from_checkpoint=_resume_point(resume, output_dir), command=command)
+    code = carry_out(trainer, resume_from_checkpoint=one.resume, command=command)
     if code != 0:
         return code, None
     responses = evaluate(
@@ -138,11 +211,11 @@ def _train_one(reward: list[str], start: Path, run: RunArguments, config, settin
         problems,
         max_new_tokens=config.max_completion_length,
         seed=config.seed,
-        description=f"held-out problems ({_label(reward)})",
+        description=f"held-out problems ({label})",
     )
-    _write_responses(output_dir / "responses.jsonl", responses, problems)
-    result = {"settings": fingerprint, "seconds": time.perf_counter() - started, "summary": summarise(responses)}
-    write_json(result_file, result)
+    _write_responses(one.output_dir / "responses.jsonl", responses, problems)
+    result = {"settings": one.fingerprint, "seconds": time.perf_counter() - started, "summary": summarise(responses)}
+    write_json(one.output_dir / "result.json", result)
     received = trainer.stop_signals.received  # in the last step: this run is complete, the next is not wanted
     return (128 + received if received else 0), result
 
@@ -168,8 +241,10 @@ def run_experiment(run: RunArguments, config, command: str) -> int:
     """Carries the whole experiment out; prints and writes the table. Returns the exit code."""
     output_dir = Path(config.output_dir)
     rewards = [run.reward, *([name] for name in run.controls if [name] != run.reward)]
-    resume = _resume_request(config.resume_from_checkpoint, output_dir, [_label(reward) for reward in rewards])
     settings = WarmStartSettings(design=run.tiny_design, steps=run.warm_start_steps, seed=config.seed)
+    runs = [_reward_run(reward, run, config, settings) for reward in rewards]
+    starting.check_enough(len(runs[0].data), config)
+    _find_place(runs, run, config)
     began = time.perf_counter()
     start = warm_start(settings, run.cache_dir)
     problems = draw_problems(run.held_out_problems, seed=config.seed, held_out=True)
@@ -184,12 +259,12 @@ def run_experiment(run: RunArguments, config, command: str) -> int:
     )
     seconds = {BEFORE: time.perf_counter() - began}
     summaries = {BEFORE: summarise(before)}
-    for reward in rewards:
-        code, result = _train_one(reward, start, run, config, settings, problems, resume, command)
+    for one in runs:
+        code, result = _train_one(one, start, run, problems, command)
         if code != 0:
             return code
-        summaries[_label(reward)] = result["summary"]
-        seconds[_label(reward)] = result["seconds"]
+        summaries[_label(one.reward)] = result["summary"]
+        seconds[_label(one.reward)] = result["seconds"]
     table = result_table(summaries, design=run.tiny_design)
     write_text(output_dir / "table.md", table)
     results = {

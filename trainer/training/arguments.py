@@ -8,8 +8,8 @@ the command line wins. Importing this file imports neither torch nor TRL, so `--
 
 import argparse
 import dataclasses
-import importlib.util
 import os
+import shlex
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +17,9 @@ from pathlib import Path
 from trainer.catalogue.data_sets import DATA_SETS, EMBEDDED, MADE
 from trainer.catalogue.rewards import REWARDS, check_name, find
 from trainer.tiny.problems import DESIGNS
+from trainer.training import option_checks, secrets
+from trainer.training.config_error import ConfigError
+from trainer.training.recipe_file import read_recipe, recipe_values
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 DEFAULT_RECIPE = "tiny"
@@ -123,6 +126,25 @@ class RunArguments:
         default=None,
         metadata=about("Where warm-started models are kept (default: $XDG_CACHE_HOME/cer_ext or ~/.cache/cer_ext)."),
     )
+    eval_dataset: str | None = field(
+        default=None,
+        metadata=about(
+            "Problems for --eval_strategy and --eval_on_start: a name, file or hub id as for --dataset. Without it, "
+            "--eval_samples problems are taken out of the training data."
+        ),
+    )
+    eval_samples: int | None = field(
+        default=None,
+        metadata=about(
+            "How many problems of --eval_dataset, or held out from training (the last ones), are evaluated."
+        ),
+    )
+    set_aside_older_run: bool = field(
+        default=False,
+        metadata=about(
+            "Where --output_dir holds the checkpoints of another run: move them to older-runs/ in there, and start."
+        ),
+    )
     sampler: str = field(
         default="auto",
         metadata=about(
@@ -158,6 +180,15 @@ class RunArguments:
     )
 
     def __post_init__(self):
+        for name in (
+            "dataset",
+            "data_dir",
+            "eval_dataset",
+            "cache_dir",
+        ):  # a recipe and --name=~/x: no shell expands them
+            value = getattr(self, name)
+            if value is not None and value.startswith("~"):
+                setattr(self, name, os.path.expanduser(value))
         _check_choice("tiny_design", self.tiny_design, tuple(DESIGNS))
         _check_choice("sampler", self.sampler, ("auto", "embedded", "trl"))
         _check_choice("teca_source", self.teca_source, ("auto", "rollout", "scoring"))
@@ -171,17 +202,13 @@ class RunArguments:
         if not self.reward:
             raise ValueError("reward is empty: name at least one")
         minima = {"max_samples": 1, "max_prompt_length": 1, "completions_per_update": 1}
-        minima |= {"samples_per_log": 0, "warm_start_steps": 1, "held_out_problems": 2}
+        minima |= {"samples_per_log": 0, "warm_start_steps": 1, "held_out_problems": 2, "eval_samples": 1}
         for name, least in minima.items():
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"{name} is {value}: expected at least {least}")
         if not self.cer_weight >= 0:
             raise ValueError(f"cer_weight is {self.cer_weight}: expected a number >= 0")
-
-
-class ConfigError(ValueError):
-    """The command line or a recipe asks for something that can't be; the message says what."""
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
@@ -252,18 +279,6 @@ def _take_config(argv: list[str]) -> tuple[Path, list[str]]:
     return find_recipe(wanted), rest
 
 
-def _read_recipe(path: Path) -> dict:
-    import yaml
-
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {error}") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path}: expected a mapping of options, got {type(content).__name__}")
-    return content
-
-
 def make_parser():
     """TRL's parser over our options and TRL's (imports TRL)."""
     from trl import GRPOConfig, ModelConfig, TrlParser
@@ -277,25 +292,14 @@ def _parse_once(recipe: dict, argv: list[str]):
     unknown = sorted(set(recipe) - known)
     if unknown:
         raise ConfigError(f"unknown option in the recipe: {', '.join(unknown)}{_similar(unknown[0], known)}")
-    for action in parser._actions:  # a recipe's value passes argparse's type check as a word of the command line does
-        value = recipe.get(action.dest)
-        is_list_of_one_word = isinstance(value, list) and action.nargs is None  # report_to: TRL takes a list there too
-        if action.type is not None and value is not None and not isinstance(value, dict) and not is_list_of_one_word:
-            values = value if isinstance(value, list) else [value]
-            for one in values:
-                try:
-                    action.type(str(one))
-                except (ValueError, TypeError, argparse.ArgumentTypeError) as error:
-                    raise ConfigError(f"{action.dest} in the recipe is {one!r}: {error}") from error
-            if not isinstance(value, list) and action.nargs in ("+", "*"):
-                recipe = {**recipe, action.dest: [value]}
-            elif action.nargs is None:
-                recipe = {**recipe, action.dest: str(value)}  # 3e-6 is a string in YAML: argparse converts either
+    recipe = recipe_values(recipe, parser._actions)
     parser.set_defaults_with_config(**recipe)
     try:
         *settings, rest = parser.parse_args_into_dataclasses(args=argv, return_remaining_strings=True)
     except ValueError as error:
         raise ConfigError(str(error)) from error
+    except ZeroDivisionError as error:  # TRL divides before it checks
+        raise ConfigError("num_generations is 0, or a batch size is: expected at least 1") from error
     if rest:
         names = [word.split("=")[0] for word in rest if word.startswith("-")] or rest
         raise ConfigError(f"unknown option: {' '.join(names)}{_similar(names[0].lstrip('-'), known)}")
@@ -312,9 +316,16 @@ def _similar(name: str, known: set[str]) -> str:
 def parse(argv: list[str]):
     """(RunArguments, GRPOConfig, ModelConfig) of a command line. Raises ConfigError."""
     path, rest = _take_config(argv)
-    recipe = _read_recipe(path)
+    recipe = read_recipe(path)
+    given = {word.partition("=")[0].lstrip("-").replace("-", "_") for word in rest if word.startswith("--")}
+
+    def origin(name: str) -> str:
+        return "from the command line" if name in given else "from the recipe" if name in recipe else "by default"
+
     run, config, model = _parse_once(recipe, rest)
+    option_checks.check_values(run, config, model, origin)
     if run.completions_per_update is not None:
+        _check_one_batch_size(run, config, origin("gradient_accumulation_steps"))
         per_pass = config.per_device_train_batch_size * config.world_size
         if run.completions_per_update % per_pass:
             raise ConfigError(
@@ -324,10 +335,20 @@ def parse(argv: list[str]):
         accumulation = ["--gradient_accumulation_steps", str(run.completions_per_update // per_pass)]
         run, config, model = _parse_once(recipe, rest + accumulation)
     check(run, config, model)
+    secrets.move_to_environment(config)
     return run, config, model
 
 
-_TRACKERS = {"tensorboard": "tensorboard", "wandb": "wandb", "trackio": "trackio"}
+def _check_one_batch_size(run: RunArguments, config, origin: str) -> None:
+    """completions_per_update and gradient_accumulation_steps say the same thing: only one can be asked for."""
+    if origin != "by default":
+        accumulation = config.gradient_accumulation_steps
+        per_update = accumulation * config.per_device_train_batch_size * config.world_size
+        raise ConfigError(
+            f"completions_per_update is {run.completions_per_update} and gradient_accumulation_steps {accumulation} "
+            f"{origin}: the first sets the second, so give one (gradient_accumulation_steps {accumulation} is "
+            f"completions_per_update {per_update} here)"
+        )
 
 
 def check(run: RunArguments, config, model) -> None:
@@ -337,26 +358,21 @@ def check(run: RunArguments, config, model) -> None:
             find(name)
         except ValueError as error:
             raise ConfigError(f"reward {error}") from error
-    if config.reward_weights is not None and len(config.reward_weights) != len(run.reward):
-        raise ConfigError(f"reward_weights has {len(config.reward_weights)} values for {len(run.reward)} rewards")
-    for tracker in config.report_to:
-        if tracker in _TRACKERS and importlib.util.find_spec(_TRACKERS[tracker]) is None:
-            raise ConfigError(f"report_to names {tracker}, which is not installed: pip install {_TRACKERS[tracker]}")
+    option_checks.check_devices_and_packages(config, model)
+    _check_evaluation(run, config)
     if config.use_vllm:
         _check_vllm(run, config)
     if run.early_exit is not None:
         _check_early_exit(run, config)
-    if model.use_peft and importlib.util.find_spec("peft") is None:
-        raise ConfigError("use_peft is set, but peft is not installed: pip install peft")
-    if not config.temperature > 0:
-        raise ConfigError(f"temperature is {config.temperature}: expected a number > 0")
-    if not config.learning_rate > 0:
-        raise ConfigError(f"learning_rate is {config.learning_rate}: expected a number > 0")
     name = model.model_name_or_path
+    if samples_itself(run, config, name):
+        option_checks.check_sampler("embedded", config)
     if run.dataset == TINY and name not in (None, TINY):
         raise ConfigError(f"dataset {TINY} goes with its own model: leave out model_name_or_path={name}")
     if run.dataset == TINY and config.world_size > 1:
         raise ConfigError(f"dataset {TINY}: the embedded experiment runs in one process, not in {config.world_size}")
+    if run.dataset == TINY and run.eval_dataset is not None:
+        raise ConfigError(f"dataset {TINY} is evaluated on its own held-out problems: give --eval_samples alone")
     if run.dataset != TINY:
         if name is None or name == TINY:
             raise ConfigError(
@@ -367,11 +383,12 @@ def check(run: RunArguments, config, model) -> None:
             raise ConfigError(f"controls are for the embedded experiment (dataset {TINY}), not for {run.dataset}")
         if name.startswith((".", "/", "~")) and not name.endswith(".gguf") and not Path(name).expanduser().is_dir():
             raise ConfigError(f"model_name_or_path: no directory {name}")
-        if run.data_dir is not None and not Path(run.data_dir).expanduser().is_dir():
+        if run.data_dir is not None and not Path(run.data_dir).is_dir():
             raise ConfigError(f"data_dir: no directory {run.data_dir}")
-        looks_local = run.dataset.startswith((".", "/", "~")) or run.dataset.endswith((".json", ".jsonl", ".parquet"))
-        if looks_local and not Path(run.dataset).expanduser().exists():
-            raise ConfigError(f"dataset: no file {run.dataset}")
+        for option, source in {"dataset": run.dataset, "eval_dataset": run.eval_dataset or ""}.items():
+            looks_local = source.startswith((".", "/")) or source.endswith((".json", ".jsonl", ".parquet"))
+            if looks_local and not Path(source).exists():
+                raise ConfigError(f"{option}: no file {source}")
     if run.sampler == "embedded" and shards_the_model(config):
         raise ConfigError("sampler is embedded, which needs whole weights: under FSDP and ZeRO-3 take --sampler trl")
     if _zero3(config):
@@ -382,6 +399,28 @@ def check(run: RunArguments, config, model) -> None:
                 "ends in partitions, not in a model"
             )
     _check_writable(Path(config.output_dir))
+
+
+def _check_evaluation(run: RunArguments, config) -> None:
+    strategy = getattr(config.eval_strategy, "value", config.eval_strategy)
+    wanted = strategy != "no" or config.eval_on_start
+    given = run.eval_dataset is not None or run.eval_samples is not None
+    if wanted and not given:
+        option = f"eval_strategy is {strategy}" if strategy != "no" else "eval_on_start is true"
+        raise ConfigError(f"{option}, but there is nothing to evaluate on: give --eval_dataset or --eval_samples")
+    if given and not wanted:
+        raise ConfigError(
+            "eval_dataset and eval_samples are for --eval_strategy steps (or epoch) or --eval_on_start true"
+        )
+
+
+def samples_itself(run: RunArguments, config, model: str | None) -> bool:
+    """Whether the embedded sampler makes the rollouts."""
+    if config.use_vllm or run.sampler == "trl":
+        return False
+    if run.sampler == "embedded" or run.dataset == TINY:
+        return True
+    return model == TINY_BYTES and not shards_the_model(config)
 
 
 def _check_vllm(run: RunArguments, config) -> None:
@@ -444,9 +483,7 @@ def command_without_resume(argv: list[str]) -> str:
             next(items, None)
         elif not item.startswith("--resume_from_checkpoint="):
             words.append(item)
-    import shlex
-
-    return shlex.join(words)
+    return shlex.join(secrets.shown_words(words))
 
 
 def fail(error: ConfigError) -> int:

@@ -7,6 +7,10 @@ In: any TRL GRPO trainer class, through `CheckpointMixin`.  Out: the same traine
   - also hold, per process, what TRL and transformers leave out and the next step depends on: the state of the step
     (step_state.py), and the reference policy where sync_ref_model moves it
 
+  - say which run made them, and with which settings (run.json; trainer/training/run_directory.py)
+
+  - are gone on from without a step more where nothing is left to train: stock TRL takes one more, every time
+
   - are resumed with the right order of prompts: stock TRL's sampler draws one permutation per epoch from a generator
     that starts anew on resuming, so that a run resumed in its second epoch walks the first epoch's order again
 
@@ -22,10 +26,17 @@ import torch
 from accelerate.utils import send_to_device
 from torch.utils.data import Sampler
 from transformers import TrainerCallback
-from transformers.trainer_utils import rotate_checkpoints
 from trl.trainer.utils import RepeatSampler
 
 from trainer.storage.atomic import publish
+from trainer.training.run_directory import (
+    belongs_to,
+    new_run_id,
+    newest_run,
+    run_of,
+    settings_of,
+    write_run,
+)
 from trainer.training.step_state import StepState
 
 STAGING_PREFIX = ".saving-"
@@ -51,11 +62,32 @@ def complete_checkpoints(output_dir: str | Path) -> list[Path]:
     return [path for _, path in sorted(found)]
 
 
+def own_checkpoints(output_dir: str | Path, run: str, went_on_from: Path | None = None) -> list[Path]:
+    """The complete checkpoints in a directory that a run made, or went on from; oldest step first."""
+    return [path for path in complete_checkpoints(output_dir) if belongs_to(path, run, went_on_from)]
+
+
+def newest_checkpoint(output_dir: str | Path) -> Path | None:
+    """The newest complete checkpoint of the run that last wrote in a directory, or None.
+
+    Raises:
+        ValueError: it can't be told which run that was.
+    """
+    found = complete_checkpoints(output_dir)
+    run, went_on_from = newest_run(output_dir)
+    own = [path for path in found if run is not None and belongs_to(path, run, went_on_from)]
+    if own or not found:
+        return own[-1] if own else None
+    if len({run_of(path) for path in found}) > 1:
+        raise ValueError(f"{output_dir} holds checkpoints of several runs: name one of {', '.join(map(str, found))}")
+    return found[-1]
+
+
 def resolve_resume(wanted: str | bool | None, output_dir: str | Path) -> Path | None:
     """The checkpoint that --resume_from_checkpoint means; None where it asks for none.
 
-    A path must be a complete checkpoint. True, "true" and "last" mean the newest complete one in `output_dir`;
-    incomplete ones are passed over.
+    A path must be a complete checkpoint. True, "true" and "last" mean the newest complete one, in `output_dir`, of the
+    run that last wrote there; incomplete ones are passed over.
 
     Raises:
         ValueError: where there is no such checkpoint.
@@ -63,11 +95,14 @@ def resolve_resume(wanted: str | bool | None, output_dir: str | Path) -> Path | 
     if wanted is None or wanted is False or str(wanted).lower() in ("", "false", "none"):
         return None
     if wanted is True or str(wanted).lower() in ("true", "last"):
-        found = complete_checkpoints(output_dir)
-        if not found:
+        try:
+            found = newest_checkpoint(output_dir)
+        except ValueError as error:
+            raise ValueError(f"resume_from_checkpoint={wanted}: {error}") from error
+        if found is None:
             raise ValueError(f"resume_from_checkpoint={wanted}: no complete checkpoint in {output_dir}")
-        return found[-1]
-    path = Path(wanted)
+        return found
+    path = Path(wanted).expanduser()
     if not is_complete(path):
         known = ", ".join(str(p) for p in complete_checkpoints(path.parent)) or "none"
         raise ValueError(f"resume_from_checkpoint={path}: not a complete checkpoint (complete ones beside it: {known})")
@@ -113,8 +148,32 @@ class CheckpointMixin:
     def __init__(self, *args, **kwargs):
         self._staging: Path | None = None
         self._restored_state: StepState | None = None
+        self.run_id = new_run_id()
+        self.went_on_from: Path | None = None
+        self.run_settings: dict | None = None  # what every checkpoint says that it was made with
         super().__init__(*args, **kwargs)
         self.add_callback(_RestoreLossSum(self))
+
+    def train(self, resume_from_checkpoint=None, **kwargs):
+        if resume_from_checkpoint:
+            self.went_on_from = Path(resume_from_checkpoint)
+            self.run_id = run_of(self.went_on_from) or self.run_id
+        if self.args.should_save:
+            origin = str(self.went_on_from.resolve()) if self.went_on_from else None
+            Path(self.args.output_dir).mkdir(parents=True, exist_ok=True)
+            write_run(self.args.output_dir, self.run_id, went_on_from=origin)
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+
+    def own_checkpoints(self) -> list[Path]:
+        """The complete checkpoints of this run, oldest step first; the one it went on from, wherever that is."""
+        own = own_checkpoints(self.args.output_dir, self.run_id, self.went_on_from)
+        return own or ([self.went_on_from] if self.went_on_from is not None else [])
+
+    def _run_epoch(self, *args, **kwargs):
+        if self.state.global_step >= self.state.max_steps:  # transformers looks only after a step
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
 
     # --- order of prompts
 
@@ -140,7 +199,10 @@ class CheckpointMixin:
     def _save_checkpoint(self, model, trial):
         if self.args.push_to_hub:  # transformers uploads the directory in the background: it must keep its place
             super()._save_checkpoint(model, trial)
-            self._save_grpo_state(Path(super()._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}")
+            checkpoint = Path(super()._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
+            self._save_grpo_state(checkpoint)
+            if self.args.should_save:
+                write_run(checkpoint, self.run_id, settings=self.run_settings)
             return
         run_dir = Path(self._get_output_dir(trial))
         name = f"checkpoint-{self.state.global_step}"
@@ -156,6 +218,7 @@ class CheckpointMixin:
                 self._save_grpo_state(staging / name)
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
+                write_run(staging / name, self.run_id, settings=self.run_settings)
                 if self.state.best_global_step:
                     best = run_dir / f"checkpoint-{self.state.best_global_step}"
                     if best.is_dir() or best.name == name:
@@ -168,12 +231,43 @@ class CheckpointMixin:
                 shutil.rmtree(staging, ignore_errors=True)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            rotate_checkpoints(
-                output_dir=str(run_dir),
-                save_total_limit=self.args.save_total_limit,
-                best_model_checkpoint=self.state.best_model_checkpoint,
-                use_mtime=True,
-            )
+            self._rotate_own()
+
+    def _rotate_own(self) -> None:
+        """save_total_limit: the oldest of this run's own checkpoints go, never the best one."""
+        limit, best = self.args.save_total_limit, self.state.best_model_checkpoint
+        if not limit:
+            return
+        made = [path for path in complete_checkpoints(self.args.output_dir) if run_of(path) == self.run_id]
+        kept = {path for path in made if best is not None and path.resolve() == Path(best).resolve()}
+        kept |= {*made[-1:]}  # what the run goes on from
+        for path in reversed(made):
+            if len(kept) < limit:
+                kept.add(path)
+        for path in made:
+            if path not in kept:
+                shutil.rmtree(path, ignore_errors=True)
+
+    def save_final_model(self) -> Path:
+        """The policy as output_dir/final, whole or not at all; the one that was there stays until then."""
+        final, staging = (Path(self.args.output_dir) / name for name in ("final", f"{STAGING_PREFIX}final"))
+        self._save_model_to(final, staging, final.with_name(f"{STAGING_PREFIX}replaced-final"))
+        return final
+
+    def _save_model_to(self, final: Path, staging: Path, replaced: Path) -> None:
+        if self.args.should_save:
+            shutil.rmtree(staging, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        try:
+            self.save_model(str(staging))
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                publish(staging, final, replaced=replaced)
+        except BaseException:
+            if self.args.should_save:
+                shutil.rmtree(staging, ignore_errors=True)
+            raise
+        self.accelerator.wait_for_everyone()
 
     def grpo_state(self) -> dict:
         """What the next step depends on and neither transformers nor TRL saves."""
@@ -196,6 +290,7 @@ class CheckpointMixin:
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is None:
             return
+        self._take_learning_rate((settings_of(checkpoint) or {}).get("learning_rate"))
         path = self._grpo_state_file(checkpoint)
         if not path.is_file():  # made by stock TRL
             self._step = self.state.global_step * self.args.gradient_accumulation_steps
@@ -208,10 +303,24 @@ class CheckpointMixin:
         self._restored_state = StepState(**state)
         self._restored_state.restore(self)
 
+    def _take_learning_rate(self, before: float | None) -> None:
+        """The rate asked for now in place of the checkpoint's, which optimizer and schedule have just loaded."""
+        now = self.args.learning_rate
+        if before is None or before == now:
+            return
+        for group in self.optimizer.param_groups:
+            for name in ("lr", "initial_lr"):
+                if name in group:
+                    group[name] *= now / before
+        self.lr_scheduler.base_lrs = [rate * now / before for rate in self.lr_scheduler.base_lrs]
+        self.lr_scheduler._last_lr = [group["lr"] for group in self.optimizer.param_groups]
+
 
 def remove_leftovers(output_dir: str | Path) -> None:
     """Removes what an interrupted save left behind."""
-    for path in Path(output_dir).glob(f"{STAGING_PREFIX}*checkpoint-*"):
+    for path in [
+        path for name in ("checkpoint-*", "final") for path in Path(output_dir).glob(f"{STAGING_PREFIX}*{name}")
+    ]:
         replaced = path.name.removeprefix(f"{STAGING_PREFIX}replaced-")
         if replaced != path.name and not (path.parent / replaced).exists():
             path.rename(path.parent / replaced)  # the crash came between the two renames: the old one is the good one

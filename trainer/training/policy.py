@@ -2,8 +2,8 @@
 
 In: TRL's ModelConfig.  Out: a tokenizer, and a model or what TRL makes one of (a directory or hub id).
 
-`tiny-bytes` is the embedded size with random weights and one token per byte. It is written to the output directory
-first: TRL reloads the reference policy from where the model says it came from.
+`tiny-bytes` is the embedded size with random weights, drawn by the seed, and one token per byte. It is written to the
+output directory first, one directory a seed: TRL reloads the reference policy from where the model says it came from.
 """
 
 from pathlib import Path
@@ -12,6 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trainer.models.names import resolve
+from trainer.storage.atomic import staged_directory
 from trainer.training.arguments import TINY_BYTES, ConfigError
 
 
@@ -48,11 +49,12 @@ def load_policy(model_config, config, tokenizer):
     if model_config.model_name_or_path == TINY_BYTES:
         from trainer.tiny.model import build_model
 
-        start = Path(config.output_dir) / "start"
+        start = Path(config.output_dir) / f"start-seed{config.seed}"
         with config.main_process_first():
-            if not (start / "config.json").is_file():
-                build_model(tokenizer, seed=config.seed, max_positions=8192).save_pretrained(start)
-                tokenizer.save_pretrained(start)
+            if not start.is_dir():
+                with staged_directory(start) as staging:
+                    build_model(tokenizer, seed=config.seed, max_positions=8192).save_pretrained(staging)
+                    tokenizer.save_pretrained(staging)
         return AutoModelForCausalLM.from_pretrained(start, dtype=torch.float32)
     config.model_init_kwargs = {
         "revision": model_config.model_revision,

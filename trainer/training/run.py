@@ -25,17 +25,28 @@ class GRPORun(MeasuredMixin, survival.SurvivalMixin, CheckpointMixin, CERTrainer
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
         # CERTrainer hands TECA to the reward functions; what they give is checked before anything is made of it.
-        with survival.reward_failures(self.reward_func_names):
+        with survival.reward_failures(self.reward_func_names), self.listening_for_nan() as heard:
             rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
-        survival.check_rewards(rewards, self.reward_func_names)
+        self.check_rewards(rewards, gave_nan=heard.nan)
         self.keep_samples(prompts, completions, completion_ids_list, rewards)
         return rewards
 
 
-def build(run: RunArguments, config, *, model, reward_funcs: list, train_dataset, description: str = "train", **trl):
+def build(
+    run: RunArguments,
+    config,
+    *,
+    model,
+    reward_funcs: list,
+    train_dataset,
+    description: str = "train",
+    settings: dict | None = None,
+    **trl,
+):
     """A GRPORun with the program's callbacks.
 
     Args:
+        settings: what checkpoints say that they were made with (trainer/training/resume_settings.py).
         description: stands before the progress bar.
         trl: goes to the trainer as it is (processing_class, peft_config, rollout_func, ...).
 
@@ -50,6 +61,7 @@ def build(run: RunArguments, config, *, model, reward_funcs: list, train_dataset
             )
         except ConnectionError as error:
             raise ConfigError(str(error)) from error
+    trainer.run_settings = settings
     report_here(trainer, description=description, samples_per_log=run.samples_per_log)
     return trainer
 
@@ -84,10 +96,10 @@ def carry_out(trainer: GRPORun, *, resume_from_checkpoint: Path | None, command:
     if trainer.args.should_save:
         remove_leftovers(trainer.args.output_dir)
     code = survival.train(trainer, resume_from_checkpoint=resume_from_checkpoint, command=command)
-    if code == 0:
-        final = Path(trainer.args.output_dir) / "final"
-        trainer.save_model(str(final))
-        prompt = prompt_of(trainer.args.output_dir)
-        if prompt is not None and trainer.args.should_save:
-            write_prompt(final, prompt)  # a copied policy still knows how it was asked
+    if code != 0:
+        return code
+    code = survival.save_final(trainer, command=command)
+    prompt = prompt_of(trainer.args.output_dir)
+    if code == 0 and prompt is not None and trainer.args.should_save:
+        write_prompt(Path(trainer.args.output_dir) / "final", prompt)  # a copied policy still knows how it was asked
     return code

@@ -1,11 +1,14 @@
 """What a run does when it is stopped or something fails.
 
-    Ctrl-C, SIGTERM        the step under way is finished, a checkpoint saved, the command to go on with printed (a
-                           second signal stops at once)
+    Ctrl-C, SIGTERM,       the step under way is finished, a checkpoint saved, the command to go on with printed (a
+    SIGHUP                 second signal stops at once). SIGHUP, a dropped connection, is left alone where it is ignored
+                           (nohup); what would go to the lost terminal goes to after-hangup.log
     loss or gradient NaN   raised before the optimizer touches the weights
-    dead reward function   one that raises, gives inf, or all of whose batch is None or NaN
+    dead reward function   one that raises, gives inf or NaN for all, a spread that overflows, or no opinion (None) on
+                           any completion of many batches in a row: one such batch moves nothing, and the run goes on
     out of memory          the options that lower it are named
-    disk full              the half-written checkpoint is removed, the last complete one stays
+    disk full              the half-written checkpoint is removed, the last complete one stays; the final model is
+                           written where temporary files go, if there is room
 
 In a failure the state after the last complete step is still in memory. In a single process it is saved as a checkpoint
 (where the disk allows), so that a run goes on from the very step that failed; with several processes, where one may
@@ -14,10 +17,14 @@ for a signal, 1 for a failure. Unknown errors are not explained away: they pass 
 named.
 """
 
+import contextlib
 import errno
 import math
+import os
+import shutil
 import signal
 import sys
+import tempfile
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,8 +33,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from transformers import TrainerCallback
+from trl.trainer.utils import is_async_callable
 
-from trainer.training.checkpoints import complete_checkpoints
 from trainer.training.step_state import RandomState, StepState
 
 
@@ -43,20 +50,33 @@ class NonFiniteLoss(TrainingFailure):
     """The loss or the gradient is NaN or infinite."""
 
 
+MOST_BATCHES_WITHOUT_OPINION = 16
+
+
 def _say(text: str) -> None:
-    print(f"\n{text}", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # the terminal may be what was lost
+        print(f"\n{text}", file=sys.stderr, flush=True)
+
+
+AFTER_HANGUP = "after-hangup.log"
 
 
 class StopSignals:
-    """While active, SIGINT and SIGTERM ask for a stop after the step under way; the second one stops at once."""
+    """While active, SIGINT, SIGTERM and SIGHUP ask for a stop after the step under way; the second one stops at once.
 
-    def __init__(self):
+    Args:
+        directory: where the file for what a lost terminal can't show is made.
+    """
+
+    def __init__(self, directory: str | Path | None = None):
         self.received: int | None = None
+        self.directory = directory
         self._previous = {}
 
     def __enter__(self) -> "StopSignals":
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._previous[number] = signal.signal(number, self._on_signal)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup
+                self._previous[number] = signal.signal(number, self._on_signal)
         return self
 
     def __exit__(self, *error) -> None:
@@ -64,10 +84,25 @@ class StopSignals:
             signal.signal(number, handler)
 
     def _on_signal(self, number, frame) -> None:
+        if number == signal.SIGHUP and self.directory is not None:
+            _leave_the_terminal(Path(self.directory) / AFTER_HANGUP)
         if self.received is not None:
             raise KeyboardInterrupt
         self.received = number
         _say(f"{signal.Signals(number).name}: finishing this step, then saving. Once more to stop at once.")
+
+
+def _leave_the_terminal(file: Path) -> None:
+    """Standard output and error go to the file where they go to a terminal: writing to a lost one is an error."""
+    for stream in (1, 2):
+        try:
+            terminal = os.isatty(stream) or os.ttyname(stream) is not None
+        except OSError as error:
+            terminal = error.errno == errno.EIO  # hung up already
+        if terminal:
+            descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+            os.dup2(descriptor, stream)
+            os.close(descriptor)
 
 
 class _Watch(TrainerCallback):
@@ -97,15 +132,43 @@ class _Watch(TrainerCallback):
         return control
 
 
+class NaNWatch:
+    """Tells NaN, which is a fault, from None, "no opinion", which TRL makes NaN as well."""
+
+    def __init__(self):
+        self.nan = False
+
+    def over(self, function):
+        """The reward function, listened to."""
+        if isinstance(function, torch.nn.Module):
+            return function
+        if is_async_callable(function):
+
+            async def listened(*args, **kwargs):
+                return self._hear(await function(*args, **kwargs))
+        else:
+
+            def listened(*args, **kwargs):
+                return self._hear(function(*args, **kwargs))
+
+        return listened
+
+    def _hear(self, rewards):
+        rewards = list(rewards)
+        self.nan = self.nan or any(reward is not None and math.isnan(reward) for reward in rewards)
+        return rewards
+
+
 class SurvivalMixin:
     """Put before CheckpointMixin among the bases of a class. See this file's header."""
 
     def __init__(self, *args, **kwargs):
-        self.stop_signals = StopSignals()
         self.stopped_by_signal = False
+        self._batches_without_opinion = 0
         self._phase = "starting"
         self._step_start: tuple[StepState, RandomState, int] | None = None
         super().__init__(*args, **kwargs)
+        self.stop_signals = StopSignals(self.args.output_dir)
         self.add_callback(_Watch(self))
 
     # --- failures, found before they do harm
@@ -129,6 +192,50 @@ class SurvivalMixin:
             )
         return norm
 
+    @contextmanager
+    def listening_for_nan(self) -> Iterator[NaNWatch]:
+        """In the block the reward functions are listened to."""
+        functions, heard = self.reward_funcs, NaNWatch()
+        self.reward_funcs = [heard.over(function) for function in functions]
+        try:
+            yield heard
+        finally:
+            self.reward_funcs = functions
+
+    def check_rewards(self, rewards: Tensor, *, gave_nan: bool) -> None:
+        """Raise RewardFailure for rewards (completions, functions) that are of no use; see this file's header."""
+        for index, name in enumerate(self.reward_func_names):
+            if torch.isinf(rewards[:, index]).any():
+                raise RewardFailure(f"the reward function {name} gave an infinite reward")
+        self._check_opinions(rewards, gave_nan)
+        total = (rewards * self.reward_weights.to(rewards.device)).nansum(dim=1)
+        if not torch.isfinite((total - total.mean()).square().sum()):  # as TRL computes it, in float32
+            raise RewardFailure(
+                f"the spread of the rewards is infinite in float32 (they go from {total.min().item():.3g} to "
+                f"{total.max().item():.3g}), so every advantage would be 0: scale them down"
+            )
+
+    def _check_opinions(self, rewards: Tensor, gave_nan: bool) -> None:
+        """None is "no opinion": a batch without any moves nothing. NaN is a fault, and so is silence that lasts."""
+        if not torch.isnan(rewards).all():
+            self._batches_without_opinion = 0
+            return
+        names = ", ".join(self.reward_func_names)
+        flag = self.accelerator.gather(torch.tensor([gave_nan], device=rewards.device))
+        if flag.any():
+            raise RewardFailure(f"no reward function gave a number for any of {len(rewards)} completions: {names}")
+        self._batches_without_opinion += 1
+        if self._batches_without_opinion == 1 and self.is_world_process_zero():
+            _say(
+                f"Step {self.state.global_step + 1}: no reward function has an opinion (None) on any of {len(rewards)} "
+                "completions. They move nothing."
+            )
+        if self._batches_without_opinion >= MOST_BATCHES_WITHOUT_OPINION:
+            raise RewardFailure(
+                f"no reward function had an opinion (all None) on any completion of the last "
+                f"{self._batches_without_opinion} batches: {names}. Do the rows have a ground truth?"
+            )
+
     # --- the last good state
 
     def _remember_step_start(self) -> None:
@@ -139,12 +246,24 @@ class SurvivalMixin:
         step.restore(self)
         random_state.restore()
 
+    def save_final_model_elsewhere(self) -> Path:
+        """The model where temporary files go, often another disk. One process alone can decide that."""
+        if self.args.world_size > 1:
+            raise RuntimeError("several processes can't agree on another place")
+        place = Path(tempfile.mkdtemp(prefix=f"final-{self.run_id}-"))
+        try:
+            self.save_model(str(place))
+        except BaseException:
+            shutil.rmtree(place, ignore_errors=True)
+            raise
+        return place
+
     def save_last_good_state(self) -> Path | None:
         """A checkpoint of the state after the last complete step, or None where there is none to be had."""
         if self.args.world_size > 1 or self._phase not in ("computing", "complete"):
             return None
         checkpoint = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-        if self.state.global_step == 0 or checkpoint in complete_checkpoints(self.args.output_dir):
+        if self.state.global_step == 0 or checkpoint in self.own_checkpoints():
             return None
         if not all(torch.isfinite(p).all() for p in self.model.parameters() if p.requires_grad):
             return None
@@ -165,18 +284,6 @@ def reward_failures(names: list[str]) -> Iterator[None]:
             raise
         told = f"{type(error).__name__}: {error}"
         raise RewardFailure(f"a reward function raised (of: {', '.join(names)}): {told}") from error
-
-
-def check_rewards(rewards: Tensor, names: list[str]) -> None:
-    """Raise RewardFailure where rewards (completions, functions) are infinite, or where not one is a number."""
-    for index, name in enumerate(names):
-        if torch.isinf(rewards[:, index]).any():
-            raise RewardFailure(f"the reward function {name} gave an infinite reward")
-    if torch.isnan(rewards).all():
-        raise RewardFailure(
-            f"no reward function gave a number for any of {len(rewards)} completions (all None or NaN): "
-            f"{', '.join(names)}"
-        )
 
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -230,7 +337,7 @@ def explain(error: BaseException) -> str | None:
 
 
 def _how_to_resume(trainer, command: str) -> str:
-    found = complete_checkpoints(trainer.args.output_dir)
+    found = trainer.own_checkpoints()
     if not found:
         return "No checkpoint was saved."
     how = "Go on with"
@@ -261,4 +368,23 @@ def train(trainer, *, resume_from_checkpoint: Path | None = None, command: str =
         if trainer.is_world_process_zero():
             _say(f"Stopped after step {trainer.state.global_step}.\n{_how_to_resume(trainer, command)}")
         return 128 + (trainer.stop_signals.received or signal.SIGTERM)
+    return 0
+
+
+def save_final(trainer, *, command: str) -> int:
+    """The trained model as final/, with the endings of this file's header. Returns the exit code for the process."""
+    try:
+        trainer.save_final_model()
+    except Exception as error:
+        explanation = explain(error)
+        said = f"The model is trained, but could not be saved as final: {error}"
+        try:
+            said += f"\nIt is saved in {trainer.save_final_model_elsewhere()} instead."
+        except Exception as second:  # nor is there room where temporary files go
+            said += f"\nNor elsewhere: {second}"
+        if trainer.is_world_process_zero():
+            _say(f"{said}\n{_how_to_resume(trainer, command)}")
+        if explanation is None:
+            raise
+        return 1
     return 0
