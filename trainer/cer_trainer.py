@@ -32,6 +32,15 @@ With `early_exit` a response is made to leave its thinking once its running TECA
 The TRL privates this rests on are named, with the pinned version, in tests/trainer/test_trl_contract.py.
 """
 
+# TRL's trainer is not typed:
+# pyright: reportAttributeAccessIssue=false
+# pyright: reportOptionalMemberAccess=false
+# pyright: reportOptionalIterable=false
+# pyright: reportArgumentType=false
+# pyright: reportCallIssue=false
+# pyright: reportOperatorIssue=false
+# pyright: reportUnhashable=false
+
 from __future__ import annotations
 
 import dataclasses

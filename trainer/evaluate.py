@@ -27,7 +27,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     default = Sampling()
     parser = argparse.ArgumentParser(
         prog="python -m trainer.evaluate",
-        description=__doc__.split("\n\n", 1)[0],
+        description=(__doc__ or "").split("\n\n", 1)[0],
         epilog="A run that ended in any way is continued by the same command.",
     )
     model = parser.add_argument_group("model")

@@ -25,6 +25,17 @@ Whatever a model does to its logits beyond this equation would be wrong silently
 model's own logits when it is added, wherever the weights are in place (sharded or meta weights can't be run there).
 """
 
+# torch gives every attribute of a module as Tensor | Module:
+# pyright: reportAttributeAccessIssue=false
+# pyright: reportOptionalMemberAccess=false
+# pyright: reportOptionalSubscript=false
+# pyright: reportArgumentType=false
+# pyright: reportCallIssue=false
+# pyright: reportIndexIssue=false
+# pyright: reportOperatorIssue=false
+# pyright: reportReturnType=false
+# pyright: reportGeneralTypeIssues=false
+
 from __future__ import annotations
 
 import functools

@@ -12,6 +12,12 @@ safetensors in the base's dtype, configuration, the tokenizer and generation con
 Every merge is verified before its directory gets its name; see trainer/merging.
 """
 
+# transformers gives what it loads as one of many types:
+# pyright: reportArgumentType=false
+# pyright: reportIndexIssue=false
+# pyright: reportGeneralTypeIssues=false
+# pyright: reportAttributeAccessIssue=false
+
 from __future__ import annotations
 
 import argparse

@@ -105,11 +105,11 @@ def _pairs(asked: list[str], runs: list[Run]) -> list[tuple[Row, Row]]:
                 "common; name one each as DIR:METHOD"
             )
         return [(Row(a, method), Row(b, method)) for method in shared]
-    method_a, method_b = method_a or method_b, method_b or method_a
-    for run, method in ((a, method_a), (b, method_b)):
-        if method not in run.methods():
-            raise ValueError(f"{run.label} has no method {method!r}; it has {', '.join(run.methods())}")
-    return [(Row(a, method_a), Row(b, method_b))]
+    pair = [Row(a, method_a or method_b or ""), Row(b, method_b or method_a or "")]
+    for row in pair:
+        if row.method not in row.run.methods():
+            raise ValueError(f"{row.run.label} has no method {row.method!r}; it has {', '.join(row.run.methods())}")
+    return [(pair[0], pair[1])]
 
 
 if __name__ == "__main__":

@@ -85,7 +85,10 @@ def test_help_of_trl_lists_its_options_too(capsys):
         (["--report_to", "wandb"], "report_to names wandb, but wandb is not installed: pip install wandb"),
         (["--use_vllm", "true"], "use_vllm needs vLLM 0.32.0: pip install"),
         (["--num_generations", "7"], "must be divisible by num_generations"),
-        (["--completions_per_update", "65"], "completions_per_update is 65 and gradient_accumulation_steps 1 from the rec"),
+        (
+            ["--completions_per_update", "65"],
+            "completions_per_update is 65 and gradient_accumulation_steps",
+        ),
         (["--model_name_or_path", "Qwen/Qwen3-4B"], "dataset tiny goes with its own model"),
         (["--config", "smoke_gsm8k", "--controls", "random"], "controls are for the embedded experiment"),
         (["--config", "smoke_gsm8k", "--dataset", "gone.jsonl"], "dataset: no file gone.jsonl"),

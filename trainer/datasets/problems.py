@@ -71,7 +71,7 @@ def load_problems(
 
     prompt = prompt or Prompt(system_prompt or None, instruction or None)
     problems = []
-    for row, record in zip(rows, records, strict=False):
+    for row, record in zip(rows, records.to_list(), strict=False):
         where = f"{source}, split {split!r}, record {row + 1}"
         question = _question(record[question_name], f"{where}, column {question_name!r}")
         problems.append(

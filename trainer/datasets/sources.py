@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 
 import datasets
+from datasets.exceptions import DatasetGenerationError
 
 from trainer.arithmetic.problems import arithmetic_problems
 from trainer.catalogue.data_sets import DATA_SETS, MADE
@@ -58,7 +59,7 @@ def load_records(
         if path.suffix not in _READERS:
             raise DataError(f"{path}: expected a file that ends in {', '.join(_READERS)}")
         own_split = path.stem if path.stem in ("train", "test", "validation") else "train"
-        named = own_split if split is None else _SPLIT.fullmatch(split)[1]
+        named = own_split if split is None else _name_of(split)
         return _load_files(source, {named: [path]}, split or own_split)
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", source):
         known_names = ", ".join((*DATA_SETS, *MADE))
@@ -107,10 +108,15 @@ def _files_by_split(directory: Path) -> dict[str, list[Path]]:
     return splits
 
 
+def _name_of(split: str) -> str:
+    """The split of which `split` is a slice; its form has been checked."""
+    return split.partition("[")[0]
+
+
 def _load_files(source: str, files: dict[str, list[Path]], split: str | None) -> tuple[datasets.Dataset, str]:
     if split is None:
         split = next(iter(files)) if len(files) == 1 else "train"
-    name = _SPLIT.fullmatch(split)[1]
+    name = _name_of(split)
     if name not in files:
         raise DataError(f"{source}: there is no split {name!r}: there are {', '.join(files)}")
     paths = files[name]
@@ -121,7 +127,7 @@ def _load_files(source: str, files: dict[str, list[Path]], split: str | None) ->
         raise DataError(f"{source}: split {name!r} is empty: {', '.join(map(str, paths))} has no records")
     try:
         loaded = datasets.load_dataset(kinds.pop(), data_files={name: [str(path) for path in paths]}, split=split)
-    except (datasets.exceptions.DatasetGenerationError, ValueError, OSError) as error:
+    except (DatasetGenerationError, ValueError, OSError) as error:
         if "corresponds to no data" in str(error):
             raise DataError(f"{source}: split {split!r} is empty") from error
         for path in paths:

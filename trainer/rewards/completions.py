@@ -35,7 +35,7 @@ def grade_completions(completions: list[Completion], ground_truth: list, log_met
     return correct
 
 
-def group_keys(prompts: list | None) -> list[str] | None:
+def group_keys(prompts: Sequence | None) -> list[str] | None:
     """One hashable key per prompt, equal for equal prompts: the completions of a group. None: all are one group."""
     if prompts is None:
         return None

@@ -52,8 +52,9 @@ def kimi_reward(
         shortest, longest = min(lengths[i] for i in group), max(lengths[i] for i in group)
         for i in group:
             place = 0.5 - (lengths[i] - shortest) / (longest - shortest) if longest > shortest else 0.0
-            if correct[i] is not None:
-                rewards[i] = float(correct[i]) + weight * (place if correct[i] else min(0.0, place))
+            right = correct[i]
+            if right is not None:
+                rewards[i] = float(right) + weight * (place if right else min(0.0, place))
     return rewards
 
 
