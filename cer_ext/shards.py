@@ -113,7 +113,7 @@ class Description(NamedTuple):
     targets: int  # a checksum; 0 where tokens are split
 
 
-_IS_FLOAT = tuple(annotation == "float" for annotation in Description.__annotations__.values())
+_IS_FLOAT = tuple(name in ("temperature", "logit_scale", "softcap") for name in Description._fields)
 _SAME = {
     "tokens": "hidden: expected as many tokens on every rank",
     "width": "hidden: expected one width D on every rank",
