@@ -9,13 +9,16 @@ from __future__ import annotations
 import math
 import numbers
 import operator
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from cer_ext.ops import SCALAR_TYPE
 from cer_ext.transform import SMALLEST_TEMPERATURE, Scalars
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 _LOGIT_DTYPES = ", ".join(str(dtype) for dtype in SCALAR_TYPE)
 
@@ -154,6 +157,9 @@ class Head(NamedTuple):
     ignore_index: int
     workspace_bytes: int  # 0: the device's default
     validate: bool
+    group: ProcessGroup | None = None  # whose ranks hold a shard of weight and bias each
+    vocabulary: int = 0  # of all shards; 0: not stated
+    split_tokens: bool = False  # hidden, target and temperature are of this rank's tokens
 
 
 def as_autocast_would(tensor: Tensor | None, device_type: str) -> Tensor | None:
@@ -163,22 +169,68 @@ def as_autocast_would(tensor: Tensor | None, device_type: str) -> Tensor | None:
     return tensor.to(torch.get_autocast_dtype(device_type))
 
 
+def check_group(group: Any) -> ProcessGroup | None:
+    """A process group; that of a one-dimensional device mesh."""
+    if group is None:
+        return None
+    from torch.distributed import ProcessGroup
+    from torch.distributed.device_mesh import DeviceMesh
+
+    if isinstance(group, ProcessGroup):
+        return group
+    if isinstance(group, DeviceMesh):
+        if group.ndim != 1:
+            raise ValueError(f"group: expected a mesh of one dimension, got {group.ndim}: pass mesh['the dimension']")
+        return group.get_group()
+    raise TypeError(f"group: expected None, a ProcessGroup or a DeviceMesh, got {type(group).__name__}")
+
+
+def local_shard(name: str, tensor: Any, group: ProcessGroup | None) -> tuple[Any, int]:
+    """This rank's rows of a DTensor that is cut along its first dimension over `group`, with a gradient, and the number
+    of all rows; any other tensor as it is, and 0."""
+    placements = getattr(tensor, "placements", None)
+    if not isinstance(tensor, Tensor) or placements is None:
+        return tensor, 0
+    if group is None:
+        raise TypeError(
+            f"{name}: got a DTensor {placements}; pass group= to use each rank's shard where it lies, or "
+            f"{name}.full_tensor()"
+        )
+    import torch.distributed as dist
+
+    cut = [dimension for dimension, placement in enumerate(placements) if not placement.is_replicate()]
+    # By its name: a _StridedShard is a Shard too, but not one of consecutive rows.
+    if len(cut) != 1 or type(placements[cut[0]]).__name__ != "Shard" or placements[cut[0]].dim != 0:
+        raise ValueError(f"{name}: expected a DTensor that is cut along dimension 0 once, Shard(0), got {placements}")
+    mesh: Any = getattr(tensor, "device_mesh")  # noqa: B009, known to DTensor alone
+    ranks, expected = (dist.get_process_group_ranks(g) for g in (mesh.get_group(cut[0]), group))
+    if ranks != expected:
+        raise ValueError(f"{name}: expected a DTensor cut over the ranks {expected} of group, got {ranks}")
+    return getattr(tensor, "to_local")(), tensor.shape[0]  # noqa: B009
+
+
 def check_head(
     hidden: Any,
     weight: Any,
     target: Any,
     bias: Any,
+    *,
     temperature: Any,
     logit_scale: Any,
     softcap: Any,
     ignore_index: Any,
     workspace_bytes: Any,
     validate: Any,
+    group: ProcessGroup | None,
+    vocabulary: Any,
+    split_tokens: Any,
 ) -> Head:
     """The arguments that every function of a linear head shares, cast as autocast would."""
     hidden = as_tensor("hidden", hidden)
-    weight = as_tensor("weight", weight)
-    bias = None if bias is None else as_tensor("bias", bias)
+    if getattr(hidden, "placements", None) is not None:
+        raise TypeError("hidden: expected a plain tensor of this rank's tokens, got a DTensor: pass hidden.to_local()")
+    weight, all_rows = local_shard("weight", as_tensor("weight", weight), group)
+    bias = None if bias is None else local_shard("bias", as_tensor("bias", bias), group)[0]
     check_floating("hidden", hidden)
     check_floating("weight", weight)
     if bias is not None:
@@ -192,9 +244,10 @@ def check_head(
     full_shape = hidden.shape
     if not full_shape:
         raise ValueError("hidden: expected shape (..., D), got ()")
-    if weight.dim() != 2 or weight.shape[1] != full_shape[-1] or not weight.shape[0]:
+    fewest = 1 if group is None else 0
+    if weight.dim() != 2 or weight.shape[1] != full_shape[-1] or weight.shape[0] < fewest:
         raise ValueError(
-            f"weight: expected shape (V, D) with V >= 1 and D = {full_shape[-1]} of hidden {tuple(full_shape)}, "
+            f"weight: expected shape (V, D) with V >= {fewest} and D = {full_shape[-1]} of hidden {tuple(full_shape)}, "
             f"got {tuple(weight.shape)}"
         )
     if bias is not None:
@@ -211,6 +264,16 @@ def check_head(
         workspace = check_integer("workspace_bytes", workspace_bytes)
         if workspace <= 0:
             raise ValueError(f"workspace_bytes: expected None or a positive number of bytes, got {workspace_bytes}")
+    stated = all_rows
+    if vocabulary is not None:
+        stated = check_integer("vocabulary", vocabulary)
+        if group is None:
+            raise ValueError("vocabulary: belongs to a head that is spread over the ranks of a group, got group=None")
+        if stated <= 0 or all_rows not in (0, stated):
+            expected = f"{all_rows}, the rows of the DTensor weight" if all_rows else "a positive number"
+            raise ValueError(f"vocabulary: expected {expected}, got {vocabulary}")
+    if check_flag("split_tokens", split_tokens) and group is None:
+        raise ValueError("split_tokens: expected a group over whose ranks the tokens are split, got group=None")
     return Head(
         hidden=hidden,
         weight=weight,
@@ -221,4 +284,7 @@ def check_head(
         ignore_index=check_integer("ignore_index", ignore_index),
         workspace_bytes=workspace,
         validate=check_validate(validate, device),
+        group=group,
+        vocabulary=stated,
+        split_tokens=split_tokens,
     )

@@ -61,9 +61,9 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 # ---------------------------------------------------------------------------------------------------------- gradients
 
 
-def mark_unwanted(ctx, want_entropy: bool, entropy: Tensor, want_lse: bool, lse: Tensor, stats: Tensor) -> None:
-    """No gradients for the statistics, nor for the empty tensors that stand for outputs nobody asked for."""
-    unwanted = [stats]
+def mark_unwanted(ctx, want_entropy: bool, entropy: Tensor, want_lse: bool, lse: Tensor, *saved: Tensor) -> None:
+    """No gradients for what backward alone reads, nor for the empty tensors that stand for outputs nobody asked for."""
+    unwanted = [*saved]
     if not want_entropy:
         unwanted.append(entropy)
     if not want_lse:

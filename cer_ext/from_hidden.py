@@ -15,13 +15,13 @@ weight is trained, hidden states without the rows that take no part.
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple, overload
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from cer_ext import arguments, ops
+from cer_ext import arguments, ops, shards, vocab_parallel
 from cer_ext.custom_op import (
     define_op,
     mark_unwanted,
@@ -32,9 +32,13 @@ from cer_ext.custom_op import (
     upstream_gradients,
 )
 from cer_ext.head_passes import Needed, fold_head, head_gradients, no_gradients
-from cer_ext.options import HeadOptions
+from cer_ext.options import ShardedHeadOptions
 from cer_ext.rows import Rows, alive_rows, check_target_values
 from cer_ext.transform import Transform, inverse_temperature
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+    from torch.distributed.device_mesh import DeviceMesh
 
 # ------------------------------------------------------------------------------------------------------------ op bodies
 
@@ -209,8 +213,23 @@ BACKWARD = define_op(
 )
 
 
+def checked_head(
+    hidden: Any, weight: Any, target: Any, bias: Any, *, group: Any, validate: Any, **options: Any
+) -> arguments.Head:
+    """The call's arguments, checked; where a group waits for this rank, it is told of an error."""
+    group = arguments.check_group(group)
+    try:
+        return arguments.check_head(hidden, weight, target, bias, group=group, validate=validate, **options)
+    except (TypeError, ValueError) as error:
+        if group is not None:
+            shards.withdraw(group, validate, error)
+        raise
+
+
 def run_head(head: arguments.Head, want_entropy: bool, want_lse: bool) -> tuple[Tensor, Tensor | None, Tensor]:
     """logprobs, entropy (None where unwanted) and lse (empty where unwanted) of a checked call."""
+    if head.group is not None:
+        return vocab_parallel.run_shard(head, want_entropy, want_lse)
     plain = may_skip_dispatcher(head.hidden, head.weight, head.bias, head.target, head.temperature)
     logprobs, entropy, lse, _ = (_forward if plain else FORWARD)(
         head.hidden,
@@ -240,7 +259,7 @@ def linear_logprobs_and_entropy(
     *,
     return_entropy: Literal[True] = ...,
     return_lse: Literal[False] = ...,
-    **options: Unpack[HeadOptions],
+    **options: Unpack[ShardedHeadOptions],
 ) -> tuple[Tensor, Tensor]: ...
 
 
@@ -253,7 +272,7 @@ def linear_logprobs_and_entropy(
     *,
     return_entropy: Literal[True] = ...,
     return_lse: Literal[True],
-    **options: Unpack[HeadOptions],
+    **options: Unpack[ShardedHeadOptions],
 ) -> tuple[Tensor, Tensor, Tensor]: ...
 
 
@@ -266,7 +285,7 @@ def linear_logprobs_and_entropy(
     *,
     return_entropy: Literal[False],
     return_lse: Literal[False] = ...,
-    **options: Unpack[HeadOptions],
+    **options: Unpack[ShardedHeadOptions],
 ) -> tuple[Tensor, None]: ...
 
 
@@ -279,7 +298,7 @@ def linear_logprobs_and_entropy(
     *,
     return_entropy: Literal[False],
     return_lse: Literal[True],
-    **options: Unpack[HeadOptions],
+    **options: Unpack[ShardedHeadOptions],
 ) -> tuple[Tensor, None, Tensor]: ...
 
 
@@ -297,6 +316,9 @@ def linear_logprobs_and_entropy(
     return_lse: bool = False,
     workspace_bytes: int | None = None,
     validate: bool | None = None,
+    group: ProcessGroup | DeviceMesh | None = None,
+    vocabulary: int | None = None,
+    split_tokens: bool = False,
 ) -> tuple[Tensor | None, ...]:
     r"""Log-probability of each target token and entropy of each row of logits that a linear head would give.
 
@@ -324,6 +346,16 @@ def linear_logprobs_and_entropy(
             call takes O(N D). Results do not depend on it beyond the rounding of the GEMM.
         validate: whether to look at the values of `target` and a tensor `temperature` and raise for bad ones. None: on
             CPU yes, on CUDA no, where it would wait for the device; unvalidated bad rows are NaN.
+        group: None, or the process group (or one-dimensional device mesh) over whose ranks the vocabulary is spread:
+            `weight` is this rank's rows (V_r, D) of it, `bias` (V_r,), in rank order, V_r >= 0; or a DTensor, Shard(0).
+            Every rank makes the same call and gets the same bits; grad_hidden is summed over the ranks, and each has
+            the gradients of its own shard. The loss must be the same on every rank, too.
+        vocabulary: None, or V, what the shards of the group must add up to. Stated, and with validate=False, shards as
+            of torch.chunk are taken for granted; otherwise the ranks exchange a few integers first: CUDA waits.
+        split_tokens: True: each rank of the group has tokens of its own, as many as every other. A rank's gradients of
+            weight and bias are then those of the sum of all ranks' losses (FSDP, which takes the mean: divide).
+
+    Padding is harmless: hidden states of rows without a gradient, NaN too, reach no gradient.
 
     Under autocast the operands are cast as torch.nn.functional.linear would; the outputs stay float32. float32 GEMMs on
     CUDA follow torch's own TF32 setting.
@@ -348,8 +380,20 @@ def linear_logprobs_and_entropy(
         >>> entropy
         tensor([1.0986, 0.6656])
     """
-    head = arguments.check_head(
-        hidden, weight, target, bias, temperature, logit_scale, softcap, ignore_index, workspace_bytes, validate
+    head = checked_head(
+        hidden,
+        weight,
+        target,
+        bias,
+        temperature=temperature,
+        logit_scale=logit_scale,
+        softcap=softcap,
+        ignore_index=ignore_index,
+        workspace_bytes=workspace_bytes,
+        validate=validate,
+        group=group,
+        vocabulary=vocabulary,
+        split_tokens=split_tokens,
     )
     refuse_forward_mode(hidden=head.hidden, weight=head.weight, bias=head.bias, temperature=head.temperature)
     want_entropy = arguments.check_flag("return_entropy", return_entropy)

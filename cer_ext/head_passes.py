@@ -17,7 +17,7 @@ from torch import Tensor
 
 from cer_ext import ops
 from cer_ext.rows import Rows
-from cer_ext.tiles import Matrices
+from cer_ext.tiles import Matrices, Plan
 from cer_ext.transform import Transform
 
 
@@ -45,11 +45,15 @@ def fold_head(
     *,
     workspace_bytes: int,
     first_column: int = 0,
+    largest_shard: int | None = None,
 ) -> Tensor:
-    """The states (5, n) of the rows over the columns of `weight`."""
+    """The states (5, n) of the rows over the columns of `weight`. `largest_shard`: of all ranks, the rows of weight."""
     n = rows.target.numel()
+    plan = Plan.of(hidden, weight, workspace_bytes, backward=False, weight_grad=False, vocabulary=largest_shard)
+    if not weight.shape[0]:
+        return ops.empty_states(n, hidden.device)
     states = ops.new_states(n, hidden.device)
-    matrices = Matrices(hidden, weight, workspace_bytes, backward=False, weight_grad=False)
+    matrices = Matrices(hidden, weight, plan)
     for columns in matrices.tiling.column_tiles(weight.shape[0]):
         for part in matrices.tiling.row_tiles(n):
             ops.fold_tile(
@@ -86,6 +90,7 @@ def head_gradients(
     workspace_bytes: int,
     alive: Tensor | None = None,
     first_column: int = 0,
+    largest_shard: int | None = None,
 ) -> Gradients:
     """What the rows, with statistics (3, n) and upstream gradients (n,), add to each gradient through `weight`.
 
@@ -95,11 +100,14 @@ def head_gradients(
     dtype = ops.real_dtype(hidden.dtype)
     n, width = hidden.shape
     vocabulary = weight.shape[0]
+    plan = Plan.of(hidden, weight, workspace_bytes, backward=True, weight_grad=needed.weight, vocabulary=largest_shard)
+    if not vocabulary:
+        return no_gradients(n, weight, dtype, needed)
     grad_hidden = torch.empty((n if needed.hidden else 0, width), dtype=dtype, device=hidden.device)
     grad_weight = torch.empty((vocabulary if needed.weight else 0, width), dtype=weight.dtype, device=hidden.device)
     grad_bias = torch.zeros(vocabulary if needed.bias else 0, dtype=dtype, device=hidden.device)
 
-    matrices = Matrices(hidden, weight, workspace_bytes, backward=True, weight_grad=needed.weight)
+    matrices = Matrices(hidden, weight, plan)
     factor = matrices.hidden  # of dlogits^T in grad_weight: zero times NaN would be NaN
     if needed.weight and alive is not None:
         factor = factor.masked_fill(~alive[:, None], 0.0)

@@ -80,6 +80,17 @@ class FoldTile(ctypes.Structure):
     _fields_ = (("tile", LogitsTile), ("states", RowStates), ("fresh", ctypes.c_bool))
 
 
+class MergeStates(ctypes.Structure):
+    _fields_ = (
+        ("partial", ctypes.c_void_p),
+        ("parts", ctypes.c_int64),
+        ("rows", ctypes.c_int64),
+        ("inverse_temperature", ctypes.c_void_p),
+        ("inverse_temperature_all", ctypes.c_double),
+        ("states", RowStates),
+    )
+
+
 class FinishRows(ctypes.Structure):
     _fields_ = (
         ("states", RowStates),
@@ -153,7 +164,7 @@ def filled(struct: type[ctypes.Structure], values: list) -> ctypes.Structure:
 
 def kernel_names() -> list[str]:
     """Every kernel that the operations below may ask for."""
-    names = ["cer_merge_splits", "cer_finish_rows"]
+    names = ["cer_merge_splits", "cer_merge_states", "cer_finish_rows"]
     names += [_fold_kernel(dtype, plain) for dtype in _DTYPES for plain in (True, False)]
     names += [_grad_kernel(*dtypes, plain) for dtypes in _GRADIENTS for plain in (True, False)]
     names += [f"cer_teca_{way}_{real}" for way in ("forward", "backward") for real in ("float32", "float64")]
@@ -186,6 +197,7 @@ def kernel_header(name: str) -> str:
     for prefix, file in (
         ("cer_fold_tile", "fold_tile.cuh"),
         ("cer_merge_splits", "fold_tile.cuh"),
+        ("cer_merge_states", "merge_states.cuh"),
         ("cer_finish_rows", "finish_rows.cuh"),
         ("cer_grad_tile", "grad_tile.cuh"),
         ("cer_teca", "teca.cuh"),
@@ -280,6 +292,14 @@ def fold_tile(*arguments) -> None:
     _launch(_fold_kernel(p.tile.dtype, p.tile.transform.is_plain()), *plan, stream, p, *rest)
     if splits > 1:
         _launch("cer_merge_splits", *_C.merge_splits_plan(p.tile.rows), stream, p, *rest)
+
+
+def merge_states(*arguments) -> None:
+    """``_C.cuda_merge_states``: the fields of MergeStates in order, then ``stream``."""
+    *values, stream = arguments
+    p = filled(MergeStates, values)
+    if p.rows > 0:
+        _launch("cer_merge_states", *_C.merge_states_plan(p.rows), stream, p)
 
 
 def finish_rows(*arguments) -> None:

@@ -70,7 +70,7 @@ def _cuda_kernels() -> types.SimpleNamespace | types.ModuleType:
         from cer_ext import nvrtc
 
         return nvrtc
-    names = ("fold_tile", "finish_rows", "grad_tile", "teca_forward", "teca_backward")
+    names = ("fold_tile", "merge_states", "finish_rows", "grad_tile", "teca_forward", "teca_backward")
     return types.SimpleNamespace(**{name: getattr(_C, f"cuda_{name}") for name in names})
 
 
@@ -90,7 +90,7 @@ def _run(name: str, device: torch.device, *arguments) -> None:
 
 _CPU_KERNELS = {
     name: getattr(_C, f"cpu_{name}")
-    for name in ("fold_tile", "finish_rows", "grad_tile", "teca_forward", "teca_backward")
+    for name in ("fold_tile", "merge_states", "finish_rows", "grad_tile", "teca_forward", "teca_backward")
 }
 
 
@@ -100,6 +100,14 @@ _CPU_KERNELS = {
 def new_states(rows: int, device: torch.device) -> Tensor:
     """Row states (5, rows): the four components of softmax_state.h and the target's logit."""
     return torch.empty((5, rows), dtype=torch.float64, device=device)
+
+
+def empty_states(rows: int, device: torch.device) -> Tensor:
+    """Row states (5, rows) that have seen no logit, nor the target's."""
+    states = torch.zeros((5, rows), dtype=torch.float64, device=device)
+    states[0] = -torch.inf
+    states[4] = torch.nan
+    return states
 
 
 def first_bad_target(target: Tensor, ignore_index: int, vocabulary: int) -> int:
@@ -175,6 +183,26 @@ def fold_tile(
     if splits > 1:
         partial = torch.empty((splits, 5, rows), dtype=torch.float64, device=logits.device)
     _run("fold_tile", logits.device, *arguments, _address(partial), splits)
+
+
+def merge_states(partial: Tensor, transform: Transform) -> Tensor:
+    """states (5, rows) <- partial (parts, 5, rows), contiguous: merged in the order of the parts."""
+    parts, _, rows = partial.shape
+    states = new_states(rows, partial.device)
+    if rows:
+        _run(
+            "merge_states",
+            partial.device,
+            partial.data_ptr(),
+            parts,
+            rows,
+            _address(transform.inverse_temperature),
+            transform.inverse_temperature_all,
+            states.data_ptr(),
+            rows,
+            states.data_ptr() + 4 * rows * 8,
+        )
+    return states
 
 
 def finish_rows(

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from torch import Tensor
 from typing_extensions import TypedDict
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+    from torch.distributed.device_mesh import DeviceMesh
 
 
 class SoftmaxOptions(TypedDict, total=False):
@@ -20,3 +26,9 @@ class LogitsOptions(SoftmaxOptions, total=False):
 
 class HeadOptions(SoftmaxOptions, total=False):
     workspace_bytes: int | None
+
+
+class ShardedHeadOptions(HeadOptions, total=False):
+    group: ProcessGroup | DeviceMesh | None
+    vocabulary: int | None
+    split_tokens: bool

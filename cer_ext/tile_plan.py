@@ -6,6 +6,7 @@ where not even the smallest fits. Arithmetic only: the products are made in tile
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -100,20 +101,21 @@ def plan_whole_rows(
     bytes_per_column: int,
     columns: int,
     unit: int,
+    row_unit: int = 1,
 ) -> Tiling:
     """The most rows whose logits fit whole, in column tiles of one width of at most `columns`:
     rows * (vocabulary * bytes_per_logit + cols * bytes_per_tile_logit) + cols * bytes_per_column <= workspace_bytes.
 
-    Row tiles are evened out, in multiples of `unit` rows where there are as many (of 16 where not). Raises ValueError
-    where no row fits.
+    Row tiles are evened out, in multiples of `unit` rows where there are as many (of 16 where not), and always of
+    `row_unit`, which divides `rows`. Raises ValueError where not even that many rows fit.
     """
     cols = even_columns(vocabulary, columns)
     per_row = vocabulary * bytes_per_logit + cols * bytes_per_tile_logit
-    needed = per_row + cols * bytes_per_column
+    needed = row_unit * per_row + cols * bytes_per_column
     if workspace_bytes < needed:
         raise ValueError(f"workspace_bytes: expected at least {needed} for these inputs, got {workspace_bytes}")
     most = (workspace_bytes - cols * bytes_per_column) // per_row
-    unit = next(rows for rows in (unit, 16, 1) if rows <= most)
+    unit = next(rows for rows in (math.lcm(most_even, row_unit) for most_even in (unit, 16, 1)) if rows <= most)
     even = -(-rows // -(-rows // (most - most % unit)))
     return Tiling(min(rows, -(-even // unit) * unit), cols)
 
@@ -135,6 +137,7 @@ def plan_head(
     extras: Extras,
     whole_rows: bool,
     long_tiles: bool,
+    row_unit: int = 1,
 ) -> Tiling:
     """The tiles of the logits of hidden (n, D) over `vocabulary` columns; `workspace_bytes` 0 is the device's default.
 
@@ -154,6 +157,7 @@ def plan_head(
             bytes_per_column=bytes_per_column,
             columns=WHOLE_ROW_COLUMNS[device],
             unit=WHOLE_ROW_UNIT[device],
+            row_unit=row_unit,
         )
     columns = PREFERRED_COLUMNS[device]
     if long_tiles:

@@ -13,12 +13,13 @@ are not contiguous, and the products of dlogits, which bfloat16 would round. flo
 from __future__ import annotations
 
 import functools
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from cer_ext import ops
-from cer_ext.tile_plan import Extras, plan_head
+from cer_ext.tile_plan import Extras, Tiling, plan_head
 
 
 def multiplies_bfloat16(hidden: Tensor, weight: Tensor) -> bool:
@@ -27,16 +28,17 @@ def multiplies_bfloat16(hidden: Tensor, weight: Tensor) -> bool:
     return on_cpu and weight.stride(1) == 1 and ops.has_head_tile()
 
 
-class Matrices:
-    """The GEMMs of one call, in the precision of its inputs, with float32 (float64) results in reused buffers.
+class Plan(NamedTuple):
+    """What a call multiplies how, in which tiles."""
 
-    hidden (n, D) and weight (V, D) as given; on CPU, torch's products read low-precision ones through float32 copies,
-    made where one first needs them. One tile of logits is there at a time, or with `whole_rows` those of all columns of
-    the same rows.
-    """
+    tiling: Tiling
+    extras: Extras
+    own_product: bool  # ops.head_tile makes the logits
+    whole_rows: bool
 
-    def __init__(
-        self,
+    @classmethod
+    def of(
+        cls,
         hidden: Tensor,
         weight: Tensor,
         workspace_bytes: int,  # 0: the device's default
@@ -44,36 +46,55 @@ class Matrices:
         backward: bool,
         weight_grad: bool,
         whole_rows: bool = False,
-    ) -> None:
-        self.real = ops.real_dtype(hidden.dtype)
-        low = hidden.dtype != self.real
-        self.upcasts = low and hidden.device.type == "cpu"
-        self.mixed = low and not self.upcasts  # low-precision operands, float32 result
-        self._given = hidden
-        self.weight = weight
-        width, vocabulary, device = hidden.shape[1], weight.shape[0], hidden.device
-        own_product = self.upcasts and multiplies_bfloat16(hidden, weight)
+        vocabulary: int | None = None,
+        row_unit: int = 1,
+    ) -> Plan:
+        """`vocabulary`: of the largest shard, where ranks must have the same tiles; None: of this weight."""
+        low = hidden.dtype != ops.real_dtype(hidden.dtype)
+        upcasts = low and hidden.device.type == "cpu"
+        own_product = upcasts and multiplies_bfloat16(hidden, weight)
         extras = Extras(
-            weight_copy=self.upcasts and (backward or not own_product),
-            low_dlogits=self.mixed and backward,
+            weight_copy=upcasts and (backward or not own_product),
+            low_dlogits=low and not upcasts and backward,
             weight_grad=low and weight_grad,  # it accumulates in float32, then rounds into the output
         )
-        self.tiling = plan_head(
+        tiling = plan_head(
             hidden,
-            vocabulary,
-            real=self.real,
+            weight.shape[0] if vocabulary is None else vocabulary,
+            real=ops.real_dtype(hidden.dtype),
             workspace_bytes=workspace_bytes,
             extras=extras,
             whole_rows=whole_rows,
             long_tiles=own_product and not extras.weight_copy,
+            row_unit=row_unit,
         )
-        tile_rows, cols = self.tiling
-        self._whole_rows = whole_rows
-        self._tile = torch.empty(tile_rows * (vocabulary if whole_rows else cols), dtype=self.real, device=device)
+        return cls(tiling, extras, own_product, whole_rows)
+
+
+class Matrices:
+    """The GEMMs of one call, in the precision of its inputs, with float32 (float64) results in reused buffers.
+
+    hidden (n, D) and weight (V, D) as given; on CPU, torch's products read low-precision ones through float32 copies,
+    made where one first needs them. One tile of logits is there at a time, or where the plan has whole rows those of
+    all columns of the same rows.
+    """
+
+    def __init__(self, hidden: Tensor, weight: Tensor, plan: Plan) -> None:
+        self.real = ops.real_dtype(hidden.dtype)
+        low = hidden.dtype != self.real
+        self.upcasts = low and hidden.device.type == "cpu"
+        self.mixed = low and not self.upcasts  # low-precision operands, float32 result
+        self.tiling = plan.tiling
+        self.weight = weight
+        self._given = hidden
+        self._whole_rows = plan.whole_rows
+        (vocabulary, width), device, extras = weight.shape, hidden.device, plan.extras
+        tile_rows, cols = plan.tiling
+        self._tile = torch.empty(tile_rows * (vocabulary if plan.whole_rows else cols), dtype=self.real, device=device)
         self._dlogits = torch.empty(tile_rows * cols, dtype=hidden.dtype, device=device) if extras.low_dlogits else None
         self._weight = torch.empty((cols, width), dtype=self.real, device=device) if extras.weight_copy else None
         self._converted: slice | None = None  # the columns whose copy is in _weight
-        self._packed = self._pack() if own_product else None
+        self._packed = self._pack() if plan.own_product else None
         self._grad = torch.empty((cols, width), dtype=self.real, device=device) if extras.weight_grad else None
 
     def _pack(self) -> Tensor:

@@ -87,6 +87,23 @@ auto fold_tile_by(Launch launch) {
 }
 
 template <typename... Rest, typename Launch>
+auto merge_states_by(Launch launch) {
+  return [launch](Address partial, int64_t parts, int64_t rows, Address inverse_temperature,
+                  double inverse_temperature_all, Address state, int64_t state_stride, Address target_logit,
+                  Rest... rest) {
+    cer::MergeStates p;
+    p.partial = at<const double>(partial);
+    p.parts = parts;
+    p.rows = rows;
+    p.inverse_temperature = at<const double>(inverse_temperature);
+    p.inverse_temperature_all = inverse_temperature_all;
+    p.states = cer::RowStates{at<double>(state), state_stride, at<double>(target_logit)};
+    const py::gil_scoped_release release;
+    launch(p, rest...);
+  };
+}
+
+template <typename... Rest, typename Launch>
 auto finish_rows_by(Launch launch) {
   return [launch](Address state, int64_t state_stride, Address target_logit, int64_t rows, Address target,
                   int64_t ignore_index, int64_t vocabulary, Address inverse_temperature,
@@ -228,6 +245,7 @@ PYBIND11_MODULE(_C, m) {
 
   namespace cpu = cer::cpu;
   m.def("cpu_fold_tile", fold_tile_by<int>(cpu::fold_tile));
+  m.def("cpu_merge_states", merge_states_by<int>(cpu::merge_states));
   m.def("cpu_finish_rows", finish_rows_by<int>(cpu::finish_rows));
   m.def("cpu_grad_tile", grad_tile_by<int>(cpu::grad_tile));
   m.def("cpu_teca_forward", teca_forward_by<int>(cpu::teca_forward));
@@ -246,6 +264,9 @@ PYBIND11_MODULE(_C, m) {
                               [](const cer::FoldTile& p, Address partial, int64_t splits, Address stream) {
                                 cuda::fold_tile(p, at<double>(partial), splits, at<void>(stream));
                               }));
+  m.def("cuda_merge_states", merge_states_by<Address>([](const cer::MergeStates& p, Address stream) {
+          cuda::merge_states(p, at<void>(stream));
+        }));
   m.def("cuda_finish_rows", finish_rows_by<Address>([](const cer::FinishRows& p, Address stream) {
           cuda::finish_rows(p, at<void>(stream));
         }));
@@ -270,6 +291,10 @@ PYBIND11_MODULE(_C, m) {
   });
   m.def("merge_splits_plan", [](int64_t rows) {
     const cer::LaunchPlan plan = cer::merge_splits_plan(rows);
+    return py::make_tuple(plan.blocks, plan.threads);
+  });
+  m.def("merge_states_plan", [](int64_t rows) {
+    const cer::LaunchPlan plan = cer::merge_states_plan(rows);
     return py::make_tuple(plan.blocks, plan.threads);
   });
   m.def("finish_rows_plan", [](int64_t rows) {

@@ -3,6 +3,7 @@
 // Data's way: hidden states -> pack_hidden; packed hidden states, weight -> head_tile -> logits tile (bfloat16 on a CPU;
 //             a GEMM of torch makes the tile elsewhere)
 //             logits tile -> fold_tile -> row states -> finish_rows -> log-probabilities, entropies, row statistics
+//             row states of every rank -> merge_states -> row states (where the vocabulary is spread over ranks)
 //             logits tile, row statistics, upstream gradients -> grad_tile -> dlogits
 //             entropies -> teca_forward / teca_backward
 //
@@ -55,6 +56,17 @@ struct FoldTile {
   LogitsTile tile;
   RowStates states;
   bool fresh = false;
+};
+
+// merge_states: states of the same rows over disjoint parts of the vocabulary (of the ranks of a group) -> one state each,
+// merged in the order of the parts. A part without columns has the empty state and NaN for the target's logit.
+struct MergeStates {
+  const double* partial = nullptr;  // (parts, 5, rows) contiguous: the four components and the target's logit
+  std::int64_t parts = 0;
+  std::int64_t rows = 0;
+  const double* inverse_temperature = nullptr;
+  double inverse_temperature_all = 1.0;
+  RowStates states;
 };
 
 // What the backward pass needs of a row, component k of row i at stats[k * stats_stride + i]: (m, log_sum, spread) of
@@ -157,6 +169,7 @@ struct TecaBackward {
 namespace cpu {
 // `threads`: how many threads may work at most, the caller included. Same results for every value.
 void fold_tile(const FoldTile& p, int threads);
+void merge_states(const MergeStates& p, int threads);
 void finish_rows(const FinishRows& p, int threads);
 void grad_tile(const GradTile& p, int threads);
 void teca_forward(const Teca& p, int threads);
@@ -172,6 +185,7 @@ namespace cuda {
 // fold_tile with few rows splits each row over `splits` blocks (launch_plan.h): `partial` then holds
 // (splits, 5, rows) doubles, the four components and the target logit, and is merged in a fixed order.
 void fold_tile(const FoldTile& p, double* partial, std::int64_t splits, void* stream);
+void merge_states(const MergeStates& p, void* stream);
 void finish_rows(const FinishRows& p, void* stream);
 void grad_tile(const GradTile& p, void* stream);
 void teca_forward(const Teca& p, void* stream);

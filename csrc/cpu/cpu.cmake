@@ -5,7 +5,7 @@ include(CheckCXXCompilerFlag)
 set(cpu_dir "${CMAKE_CURRENT_LIST_DIR}")
 add_library(cer_cpu STATIC
   "${cpu_dir}/dispatch.cpp" "${cpu_dir}/finish_rows.cpp" "${cpu_dir}/fold_tile.cpp" "${cpu_dir}/grad_tile.cpp"
-  "${cpu_dir}/head_tile.cpp" "${cpu_dir}/pool.cpp" "${cpu_dir}/teca.cpp")
+  "${cpu_dir}/head_tile.cpp" "${cpu_dir}/merge_states.cpp" "${cpu_dir}/pool.cpp" "${cpu_dir}/teca.cpp")
 
 # No contraction: a product and a sum that the compiler fuses behind our back round differently on every instruction set.
 set(cpu_flags -O3 -ffp-contract=off -Wall -Wextra)

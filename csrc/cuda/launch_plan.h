@@ -71,6 +71,10 @@ inline LaunchPlan merge_splits_plan(std::int64_t rows) {
   return {plan::checked_blocks("fold_tile", plan::ceil_div(rows, 4), 1), 128};
 }
 
+inline LaunchPlan merge_states_plan(std::int64_t rows) {
+  return {plan::checked_blocks("merge_states", plan::ceil_div(rows, 256), 1), 256};
+}
+
 inline LaunchPlan finish_rows_plan(std::int64_t rows) {
   return {plan::checked_blocks("finish_rows", plan::ceil_div(rows, 256), 1), 256};
 }

@@ -24,6 +24,7 @@ ONE_OF_EACH = (
     "cer_fold_tile_bfloat16_plain",
     "cer_grad_tile_float32_bfloat16_general",
     "cer_merge_splits",
+    "cer_merge_states",
     "cer_finish_rows",
     "cer_teca_backward_float32",
 )
@@ -33,6 +34,7 @@ STRUCTS = (
     nvrtc.RowStates,
     nvrtc.RowStats,
     nvrtc.FoldTile,
+    nvrtc.MergeStates,
     nvrtc.FinishRows,
     nvrtc.GradTile,
     nvrtc.Teca,
@@ -81,6 +83,7 @@ def test_one_kernel_of_each_kind_compiles_for_other_architectures(name: str, arc
     [
         ("cer_fold_tile_float32_plain", (nvrtc.FoldTile, ctypes.c_void_p, ctypes.c_int64)),
         ("cer_merge_splits", (nvrtc.FoldTile, ctypes.c_void_p, ctypes.c_int64)),
+        ("cer_merge_states", (nvrtc.MergeStates,)),
         ("cer_finish_rows", (nvrtc.FinishRows,)),
         ("cer_grad_tile_float32_float32_plain", (nvrtc.GradTile, ctypes.c_int64)),
         ("cer_teca_forward_float32", (nvrtc.Teca,)),

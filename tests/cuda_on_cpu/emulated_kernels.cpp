@@ -9,6 +9,7 @@
 #include "fold_tile.cuh"
 #include "finish_rows.cuh"
 #include "grad_tile.cuh"
+#include "merge_states.cuh"
 #include "teca.cuh"
 
 namespace {
@@ -44,7 +45,7 @@ extern "C" bool emulate(const char* name, std::int64_t blocks, int threads, std:
          KERNEL(cer_fold_tile_bfloat16_plain) || KERNEL(cer_fold_tile_bfloat16_general) ||
          KERNEL(cer_fold_tile_float16_plain) || KERNEL(cer_fold_tile_float16_general) ||
          KERNEL(cer_fold_tile_float64_plain) || KERNEL(cer_fold_tile_float64_general) || KERNEL(cer_merge_splits) ||
-         KERNEL(cer_finish_rows) || KERNEL(cer_grad_tile_float32_float32_plain) ||
+         KERNEL(cer_merge_states) || KERNEL(cer_finish_rows) || KERNEL(cer_grad_tile_float32_float32_plain) ||
          KERNEL(cer_grad_tile_float32_float32_general) || KERNEL(cer_grad_tile_float32_bfloat16_plain) ||
          KERNEL(cer_grad_tile_float32_bfloat16_general) || KERNEL(cer_grad_tile_float32_float16_plain) ||
          KERNEL(cer_grad_tile_float32_float16_general) || KERNEL(cer_grad_tile_bfloat16_bfloat16_plain) ||

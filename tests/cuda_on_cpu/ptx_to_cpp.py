@@ -19,12 +19,13 @@ from ptx_text import TYPE_BYTES, Instruction, Kernel, Label, Registers, Scope, S
 SIGNATURES = {
     "cer_fold_tile": ("fold_tile.cuh", ("cer::FoldTile", "double*", "std::int64_t")),
     "cer_merge_splits": ("fold_tile.cuh", ("cer::FoldTile", "const double*", "std::int64_t")),
+    "cer_merge_states": ("merge_states.cuh", ("cer::MergeStates",)),
     "cer_finish_rows": ("finish_rows.cuh", ("cer::FinishRows",)),
     "cer_grad_tile": ("grad_tile.cuh", ("cer::GradTile", "std::int64_t")),
     "cer_teca_forward": ("teca.cuh", ("cer::Teca",)),
     "cer_teca_backward": ("teca.cuh", ("cer::TecaBackward",)),
 }
-HEADERS = ("fold_tile.cuh", "finish_rows.cuh", "grad_tile.cuh", "teca.cuh")
+HEADERS = ("fold_tile.cuh", "merge_states.cuh", "finish_rows.cuh", "grad_tile.cuh", "teca.cuh")
 
 SPECIAL_REGISTERS = {
     "%tid.x": "threadIdx.x",

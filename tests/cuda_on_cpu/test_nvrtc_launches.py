@@ -121,7 +121,7 @@ class Case:
         return outputs | {"dlogits": logits}
 
 
-NAMES = ("fold_tile", "finish_rows", "grad_tile", "teca_forward", "teca_backward")
+NAMES = ("fold_tile", "merge_states", "finish_rows", "grad_tile", "teca_forward", "teca_backward")
 ON_CPU = {name: lambda *a, rest=(), name=name: getattr(_C, f"cpu_{name}")(*a, 1) for name in NAMES}
 BY_NVRTC = {name: lambda *a, rest=(), name=name: getattr(nvrtc, name)(*a, *rest, STREAM) for name in NAMES}
 
@@ -147,6 +147,32 @@ def test_logits_operations_equal_those_of_the_cpu(
         )
     assert len(on_cpu) == (4 if splits > 1 else 3)
     assert all(("general" if general else "plain") in name for name in on_cpu if "tile" in name)
+
+
+def test_merging_the_states_of_ranks_equals_that_of_the_cpu(on_cpu: list[str]) -> None:
+    """Three parts of 700 rows, one of them without columns; every target is in one part, or in none."""
+    generator = torch.Generator().manual_seed(3)
+    partial = torch.rand(3, 5, 700, generator=generator, dtype=torch.float64) * 5
+    partial[:, 1] = partial[:, 1].ceil()  # how many entries equal the maximum
+    partial[1, 0], partial[1, 1:4] = -torch.inf, 0.0
+    partial[1, 4] = torch.nan
+    holder = torch.randint(3, (700,), generator=generator)
+    for part in (0, 2):
+        partial[part, 4, holder != part] = torch.nan
+    inverse = torch.rand(700, generator=generator, dtype=torch.float64) + 0.5
+    results = []
+    for kernels in (ON_CPU, BY_NVRTC):
+        states = torch.full((5, 700), torch.nan, dtype=torch.float64)
+        state = (states.data_ptr(), 700, states[4].data_ptr())
+        kernels["merge_states"](partial.data_ptr(), 3, 700, inverse.data_ptr(), 1.0, *state)
+        results.append(states)
+    torch.testing.assert_close(results[1], results[0], rtol=1e-14, atol=0.0, equal_nan=True)
+    assert torch.equal(results[0][4].isnan(), holder == 1)
+    m, c, r = results[0][:3]
+    d = [(m - part[0]) * inverse for part in partial]
+    total = sum((part[1] + part[2]) * torch.exp(-distance) for part, distance in zip(partial, d, strict=True))
+    torch.testing.assert_close(c + r, total, rtol=1e-14, atol=0.0)
+    assert on_cpu == ["cer_merge_states"]
 
 
 @pytest.mark.parametrize("real", [torch.float32, torch.float64])

@@ -1,0 +1,295 @@
+"""The one pass of linear_token_loss: from hidden states to a loss and its gradients, the logits made once.
+
+In: a checked call and the function of (logprobs, entropy) whose gradients are wanted. Out: loss, logprobs, entropy, and
+the gradients of hidden, weight and bias in float32 (float64).
+
+    for some rows:   logits tiles (n, V)      GEMM, folded one by one, kept
+                     logprobs, entropy (n,)   from the states
+                     dL/dlogprobs, dL/dH (n,) autograd on loss_fn: vectors, no logits
+                     dlogits                  over the kept tiles
+                     grad_hidden, grad_weight GEMM
+
+Where the vocabulary is spread over the ranks of a group (vocab_parallel.py), the states of those rows are merged before
+the loss, once for every `some rows`, and grad_hidden is summed over the ranks at the end, once. Where the tokens are
+spread as well, `some rows` are as many of each rank, in rank order; each rank asks loss_fn about its own, and the
+gradients of logprobs and entropy are gathered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from cer_ext import arguments, ops
+from cer_ext.head_passes import Needed
+from cer_ext.rows import Rows, alive_rows, check_target_values
+from cer_ext.shards import Shards
+from cer_ext.tiles import Matrices, Plan
+from cer_ext.transform import Transform, inverse_temperature
+from cer_ext.vocab_parallel import Tokens, gather_upstream, layout
+
+LossFunction = Callable[[Tensor, "Tensor | None", slice], Tensor]
+
+
+class Gradients(NamedTuple):
+    """Of hidden (N, D), weight (V, D) and bias (V,), in float32 (float64); None where none is needed."""
+
+    hidden: Tensor | None
+    weight: Tensor | None
+    bias: Tensor | None
+
+
+class Result(NamedTuple):
+    loss: Tensor  # ()
+    logprobs: Tensor  # (N,)
+    entropy: Tensor | None
+    gradients: Gradients
+
+
+class _Sums:
+    """Gradients of one pass, accumulated in float32 (float64), None where none is needed."""
+
+    def __init__(self, head: arguments.Head, needed: Needed, rows: int) -> None:
+        vocabulary, width = head.weight.shape
+        dtype, device = ops.real_dtype(head.hidden.dtype), head.hidden.device
+        self.hidden = torch.zeros((rows, width), dtype=dtype, device=device) if needed.hidden else None
+        self.weight = torch.empty((vocabulary, width), dtype=dtype, device=device) if needed.weight else None
+        self.bias = torch.zeros(vocabulary, dtype=dtype, device=device) if needed.bias else None
+        self._fresh = True  # whether weight is still to be written: its first tiles overwrite, nothing is zeroed first
+
+    def add_tile(
+        self, matrices: Matrices, dlogits: Tensor, part: slice, chosen: Rows, factor: Tensor | None, columns: slice
+    ) -> None:
+        """What one tile adds: dlogits (n, cols) of the chosen rows of `part`, whose hidden states are `factor`."""
+        if self.hidden is not None:
+            rows = self.hidden[part]
+            weight_tile = matrices.weight_tile(columns)
+            if chosen.indices is None:
+                matrices.multiply(dlogits, weight_tile, rows, accumulate=True)
+            else:
+                product = rows.new_empty((dlogits.shape[0], rows.shape[1]))
+                rows.index_add_(0, chosen.indices, matrices.multiply(dlogits, weight_tile, product, accumulate=False))
+        if self.weight is not None and factor is not None:
+            matrices.multiply(dlogits.T, factor, self.weight[columns], accumulate=not self._fresh)
+        if self.bias is not None:
+            self.bias[columns] += dlogits.sum(0, dtype=self.bias.dtype)
+
+    def end_rows(self) -> None:
+        """Every column tile of some rows has been added."""
+        self._fresh = False
+
+    def spread(self, rows: Rows, total: int) -> Gradients:
+        """With zeros in those of the `total` rows of hidden that took no part."""
+        if self._fresh and self.weight is not None:
+            self.weight.zero_()
+        hidden = None if self.hidden is None else rows.spread_matrix(self.hidden, total)
+        return Gradients(hidden, self.weight, self.bias)
+
+
+def loss_of_rows(
+    loss_fn: LossFunction, logprobs: Tensor, entropy: Tensor | None, rows: slice, wants_gradient: bool = True
+) -> tuple[Tensor, ops.Upstream]:
+    """The loss of some rows and what autograd makes of it: gradients of logprobs and entropy."""
+    with torch.set_grad_enabled(wants_gradient):
+        inputs = [x.detach().requires_grad_(wants_gradient) for x in (logprobs, entropy) if x is not None]
+        loss = loss_fn(inputs[0], inputs[1] if entropy is not None else None, rows)
+        if not isinstance(loss, Tensor) or loss.dim() or not loss.is_floating_point():
+            found = f"shape {tuple(loss.shape)} of {loss.dtype}" if isinstance(loss, Tensor) else type(loss).__name__
+            raise TypeError(f"loss_fn: expected a floating point scalar (the sum over its rows), got {found}")
+        if not loss.requires_grad:  # a loss that does not depend on them, or nobody asked
+            return loss.detach(), ops.Upstream(None, None)
+        _refuse_other_leaves(loss, inputs)
+        grads = torch.autograd.grad(loss, inputs, allow_unused=True)
+    return loss.detach(), ops.Upstream(grads[0], grads[1] if entropy is not None else None)
+
+
+def _refuse_other_leaves(loss: Tensor, inputs: list[Tensor]) -> None:
+    """Raise where the loss depends on another tensor that requires grad: its gradient would be lost without a word."""
+    own = {id(x) for x in inputs}
+    seen, stack = set(), [loss.grad_fn]
+    while stack:
+        node = stack.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        leaf = getattr(node, "variable", None)
+        if leaf is not None and id(leaf) not in own:
+            raise ValueError(
+                f"loss_fn: uses a tensor of shape {tuple(leaf.shape)} that requires grad; gradients reach hidden, "
+                "weight and bias only: detach it, or use linear_logprobs_and_entropy"
+            )
+        stack.extend(parent for parent, _ in node.next_functions)
+
+
+class _Call(NamedTuple):
+    """One call with its rows chosen: on CPU those of ignore_index take no part."""
+
+    matrices: Matrices
+    rows: Rows
+    transform: Transform
+    ignore_index: int
+    columns: int  # of this rank's shard, or the whole vocabulary
+    shards: Shards | None
+
+    @property
+    def first_column(self) -> int:
+        return 0 if self.shards is None else self.shards.first
+
+    def fold(self, part: slice, want_entropy: bool) -> tuple[Tensor, Tensor | None, Tensor]:
+        """logprobs, entropy, stats of some rows, whose logits are kept."""
+        target = self.rows.target[part]
+        n, device, dtype = target.numel(), target.device, self.matrices.real
+        states = ops.new_states(n, device) if self.columns else ops.empty_states(n, device)
+        for columns in self.matrices.tiling.column_tiles(self.columns):
+            tile = self.matrices.logits_tile(part, columns)
+            transform = self.transform.tile(part, columns)
+            first = self.first_column + columns.start
+            ops.fold_tile(tile, target, states, transform, first_column=first, fresh=columns.start == 0)
+        transform = self.transform.tile(part, slice(0, self.columns))
+        vocabulary = self.columns
+        if self.shards is not None:
+            states, vocabulary = self.shards.merge(states, transform), self.shards.vocabulary
+        logprobs = torch.empty(n, dtype=dtype, device=device)
+        entropy = torch.empty(n, dtype=dtype, device=device) if want_entropy else None
+        stats = torch.empty((3, n), dtype=torch.float64, device=device)
+        ops.finish_rows(states, target, transform, self.ignore_index, vocabulary, logprobs, entropy, None, stats)
+        return logprobs, entropy, stats
+
+    def add_gradients(self, part: slice, stats: Tensor, grads: ops.Upstream, sums: _Sums) -> None:
+        """From the kept logits of some rows and their upstream gradients (n,) to `sums`."""
+        target, inverse = self.rows.target[part], self.transform.tile(part, slice(0, 0)).inverse_temperature
+        alive = alive_rows(target, self.ignore_index, grads)
+        on_cpu = target.device.type == "cpu"
+        if on_cpu and not alive.any():
+            return
+        chosen = Rows.select(alive if on_cpu else None, target, inverse)
+        stats = chosen.take(stats, dim=1)
+        upstream = ops.Upstream(*(chosen.take(grad) for grad in grads))
+        factor = None
+        if sums.weight is not None:
+            factor = chosen.take(self.matrices.hidden[part])
+            if not on_cpu:  # zero times NaN would be NaN
+                factor = factor.masked_fill(~alive[:, None], 0.0)
+        transform = self.transform._replace(inverse_temperature=chosen.inverse)
+        everything = slice(0, chosen.target.numel())
+        for columns in self.matrices.tiling.column_tiles(self.columns):
+            tile = chosen.take(self.matrices.kept_tile(target.numel(), columns))
+            dlogits = self.matrices.dlogits_tile(tile)
+            ops.grad_tile(
+                tile,
+                chosen.target,
+                stats,
+                transform.tile(everything, columns),
+                self.ignore_index,
+                upstream,
+                dlogits,
+                first_column=self.first_column + columns.start,
+            )
+            sums.add_tile(self.matrices, dlogits, part, chosen, factor, columns)
+        sums.end_rows()
+
+
+def one_pass(head: arguments.Head, loss_fn: LossFunction, want_entropy: bool, needed: Needed) -> Result:
+    shards = None if head.group is None else layout(head, want_entropy, want_lse=False)
+    tokens = Tokens.of(head.hidden, head.target, head.temperature, shards if head.split_tokens else None)
+    target = tokens.target
+    if head.validate:
+        vocabulary = head.weight.shape[0] if shards is None else shards.vocabulary
+        check_target_values(target, head.ignore_index, vocabulary)
+    ignored = target == head.ignore_index
+    inverse = inverse_temperature(tokens.temperature, ignored, head.validate)
+    if shards is not None and head.split_tokens:
+        return _split_tokens(head, loss_fn, want_entropy, needed, tokens, inverse, shards)
+
+    device, dtype, total = target.device, ops.real_dtype(head.hidden.dtype), target.numel()
+    rows = Rows.select(~ignored if device.type == "cpu" else None, target, inverse)
+    n = rows.target.numel()
+    logprobs = torch.zeros(total, dtype=dtype, device=device)
+    entropy = torch.zeros(total, dtype=dtype, device=device) if want_entropy else None
+    sums = _Sums(head, needed, n)
+    loss = torch.zeros((), dtype=dtype, device=device)
+    if not n:
+        loss, _ = loss_of_rows(loss_fn, logprobs, entropy, slice(0, total))
+        return Result(loss, logprobs, entropy, sums.spread(rows, total))
+    call = _call(head, rows.take(tokens.hidden), rows, shards)
+    for part in call.matrices.tiling.row_tiles(n):
+        span, place = rows.span(part, total)
+        part_logprobs, part_entropy, stats = call.fold(part, want_entropy)
+        logprobs[span][place] = part_logprobs
+        if entropy is not None and part_entropy is not None:
+            entropy[span][place] = part_entropy
+        part_loss, grads = loss_of_rows(loss_fn, logprobs[span], None if entropy is None else entropy[span], span)
+        loss = loss + part_loss
+        if any(grad is not None for grad in grads):
+            chosen = (None if grad is None else grad.to(dtype)[place].contiguous() for grad in grads)
+            call.add_gradients(part, stats, ops.Upstream(*chosen), sums)
+    if sums.hidden is not None and shards is not None:
+        shards.sum_gradient(sums.hidden)
+    return Result(loss, logprobs, entropy, sums.spread(rows, total))
+
+
+def _call(head: arguments.Head, hidden: Tensor, rows: Rows, shards: Shards | None, plan: Plan | None = None) -> _Call:
+    plan = plan or _plan(head, hidden, shards)
+    bias = None if head.bias is None else head.bias.to(ops.real_dtype(hidden.dtype)).contiguous()
+    transform = Transform.of(head.scalars.pack(), rows.inverse, bias)
+    matrices = Matrices(hidden, head.weight, plan)
+    return _Call(matrices, rows, transform, head.ignore_index, head.weight.shape[0], shards)
+
+
+def _plan(head: arguments.Head, hidden: Tensor, shards: Shards | None, row_unit: int = 1) -> Plan:
+    return Plan.of(
+        hidden,
+        head.weight,
+        head.workspace_bytes,
+        backward=True,
+        weight_grad=False,  # it accumulates over row tiles, not in the workspace
+        whole_rows=True,
+        vocabulary=None if shards is None else shards.largest,
+        row_unit=row_unit,
+    )
+
+
+def _split_tokens(
+    head: arguments.Head,
+    loss_fn: LossFunction,
+    want_entropy: bool,
+    needed: Needed,
+    tokens: Tokens,
+    inverse: Tensor | None,
+    shards: Shards,
+) -> Result:
+    """Each rank with its own tokens. `tokens` and `inverse` are of all ranks (ranks * own), in rank order."""
+    ranks, everyone = shards.ranks, tokens.target.numel()
+    device, dtype, own = tokens.target.device, ops.real_dtype(head.hidden.dtype), everyone // ranks
+    logprobs = torch.zeros(own, dtype=dtype, device=device)
+    entropy = torch.zeros(own, dtype=dtype, device=device) if want_entropy else None
+    sums = _Sums(head, needed, everyone)
+    loss = torch.zeros((), dtype=dtype, device=device)
+    if not own:
+        loss, _ = loss_of_rows(loss_fn, logprobs, entropy, slice(0, 0))
+        return Result(loss, logprobs, entropy, sums.spread(Rows(None, tokens.target, inverse), 0))
+
+    # A row tile holds the same rows of every rank, rank by rank.
+    plan = _plan(head, tokens.hidden, shards, row_unit=ranks)
+    by_rank = torch.arange(everyone, device=device).view(ranks, own)
+    order = torch.cat([part.reshape(-1) for part in by_rank.split(plan.tiling.rows // ranks, dim=1)])
+    rows = Rows(None, tokens.target[order], None if inverse is None else inverse[order])
+    call = _call(head, tokens.hidden[order], rows, shards, plan)
+    for part in plan.tiling.row_tiles(everyone):
+        span = slice(part.start // ranks, part.stop // ranks)
+        part_logprobs, part_entropy, stats = call.fold(part, want_entropy)
+        logprobs[span] = part_logprobs.view(ranks, -1)[shards.rank]
+        if entropy is not None and part_entropy is not None:
+            entropy[span] = part_entropy.view(ranks, -1)[shards.rank]
+        part_loss, grads = loss_of_rows(loss_fn, logprobs[span], None if entropy is None else entropy[span], span)
+        loss = loss + part_loss
+        grads = ops.Upstream(*(None if grad is None else grad.to(dtype) for grad in grads))
+        call.add_gradients(part, stats, gather_upstream(grads, logprobs[span], shards.group), sums)
+    gradients = sums.spread(rows, everyone)
+    if gradients.hidden is None:
+        return Result(loss, logprobs, entropy, gradients)
+    in_rank_order = torch.empty_like(gradients.hidden).index_copy_(0, order, gradients.hidden)
+    return Result(loss, logprobs, entropy, gradients._replace(hidden=shards.sum_own_rows(in_rank_order)))
