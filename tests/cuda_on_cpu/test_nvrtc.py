@@ -1,7 +1,7 @@
 """The kernels compiled at first use: their text compiles for every architecture, and their parameters lie as in C++.
 
 No GPU and no CuPy needed: NVRTC itself comes with cuda-bindings and nvidia-cuda-nvrtc. That the launches carry the
-right parameters is shown in tests/cuda_on_cpu/test_nvrtc_launches.py.
+right parameters is shown in test_nvrtc_launches.py, that the code is right in test_ptx_on_cpu.py.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from kernel_ptx import compile_by_nvrtc
 
 from cer_ext import nvrtc
 
-bindings = pytest.importorskip("cuda.bindings.nvrtc", reason="no cuda-bindings here: it brings NVRTC")
+pytest.importorskip("cuda.bindings.nvrtc", reason="no cuda-bindings here: it brings NVRTC")
 
 # One of each kind, for the architectures that are not compiled in full.
 ONE_OF_EACH = (
@@ -42,30 +43,9 @@ STRUCTS = (
 )
 
 
-def compile_for(architecture: str, source: str) -> tuple[str, bytes]:
-    """(PTX, binary) of a source, with the options that CuPy is given; fails with the compiler's words."""
-    status, program = bindings.nvrtcCreateProgram(source.encode(), b"kernel.cu", 0, [], [])
-    assert status == bindings.nvrtcResult.NVRTC_SUCCESS
-    options = [option.encode() for option in (*nvrtc.OPTIONS, f"--gpu-architecture={architecture}")]
-    (status,) = bindings.nvrtcCompileProgram(program, len(options), options)
-    log = _text(bindings.nvrtcGetProgramLogSize, bindings.nvrtcGetProgramLog, program)
-    assert status == bindings.nvrtcResult.NVRTC_SUCCESS, log.decode()
-    ptx = _text(bindings.nvrtcGetPTXSize, bindings.nvrtcGetPTX, program)
-    binary = _text(bindings.nvrtcGetCUBINSize, bindings.nvrtcGetCUBIN, program)
-    bindings.nvrtcDestroyProgram(program)
-    return ptx.decode(), binary
-
-
-def _text(size_of, get, program) -> bytes:
-    _, size = size_of(program)
-    text = b" " * (size + 1)  # written in place: never one byte alone, which CPython shares with everyone
-    get(program, text)
-    return text[:size]
-
-
 @pytest.mark.parametrize("name", nvrtc.kernel_names())
 def test_every_kernel_compiles_for_hopper_and_is_found_by_its_name(name: str) -> None:
-    ptx, binary = compile_for("sm_90a", nvrtc.kernel_source(name))
+    ptx, binary = compile_by_nvrtc("sm_90a", nvrtc.kernel_source(name))
     assert f".entry {name}(" in ptx
     assert name.encode() in binary
 
@@ -73,7 +53,7 @@ def test_every_kernel_compiles_for_hopper_and_is_found_by_its_name(name: str) ->
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_100"])
 @pytest.mark.parametrize("name", ONE_OF_EACH)
 def test_one_kernel_of_each_kind_compiles_for_other_architectures(name: str, architecture: str) -> None:
-    ptx, binary = compile_for(architecture, nvrtc.kernel_source(name))
+    ptx, binary = compile_by_nvrtc(architecture, nvrtc.kernel_source(name))
     assert f".entry {name}(" in ptx
     assert name.encode() in binary
 
@@ -91,7 +71,7 @@ def test_one_kernel_of_each_kind_compiles_for_other_architectures(name: str, arc
     ],
 )
 def test_compiled_parameters_have_the_sizes_that_are_passed(name: str, parameters: tuple[type, ...]) -> None:
-    ptx, _ = compile_for("sm_90a", nvrtc.kernel_source(name))
+    ptx, _ = compile_by_nvrtc("sm_90a", nvrtc.kernel_source(name))
     for index, parameter in enumerate(parameters):
         size = ctypes.sizeof(parameter)
         declared = f"{name}_param_{index}"
