@@ -4,10 +4,12 @@ In: hidden (n, D), weight (V, D), a number of bytes. Out: tiles of hidden weight
 (float64 for float64 inputs), and products of their gradients with the weight and the hidden states.
 
 Logits are float32 accumulators in every case. On CUDA the GEMM of bfloat16 and float16 runs on the inputs with float32
-output. On CPU torch has no such GEMM: bfloat16 logits are made by one of our own (ops.head_tile) where the processor
-multiplies bfloat16, and everything else in low precision is multiplied as float32 copies: float16, a weight whose rows
-are not contiguous, and the products of dlogits, which bfloat16 would round. float32 GEMMs follow torch's own setting
-(torch.backends.cuda.matmul.allow_tf32 and its successors): with TF32 on, logits carry its rounding.
+output. On CPU torch has no such GEMM. Where the processor multiplies bfloat16, bfloat16 logits are made by one of our
+own (ops.head_tile); dlogits are rounded to bfloat16, as on CUDA, and multiplied by torch's bfloat16 GEMM, which rounds
+each tile's product before it is added in float32. What that costs is held below 3e-3 of the gradients' norm, and below
+what peers lose that round the logits too (tests/cer_ext/test_head_tile.py). Everything else in low precision is
+multiplied as float32 copies: float16, a weight whose rows are not contiguous, any other processor. float32 GEMMs follow
+torch's own setting (torch.backends.cuda.matmul.allow_tf32 and its successors): with TF32 on, logits carry its rounding.
 """
 
 from __future__ import annotations
@@ -30,9 +32,9 @@ def multiplies_bfloat16(hidden: Tensor, weight: Tensor) -> bool:
 class Matrices:
     """The GEMMs of one call, in the precision of its inputs, with float32 (float64) results in reused buffers.
 
-    hidden (n, D) and weight (V, D) as given; on CPU, torch's products read low-precision ones through float32 copies,
-    made where one first needs them. One tile of logits is there at a time, or with `whole_rows` those of all columns of
-    the same rows.
+    hidden (n, D) and weight (V, D) as given; where torch's products read low-precision ones through float32 copies,
+    these are made where one first needs them. One tile of logits is there at a time, or with `whole_rows` those of all
+    columns of the same rows.
     """
 
     def __init__(
@@ -46,17 +48,17 @@ class Matrices:
         whole_rows: bool = False,
     ) -> None:
         self.real = ops.real_dtype(hidden.dtype)
-        low = hidden.dtype != self.real
-        self.upcasts = low and hidden.device.type == "cpu"
-        self.mixed = low and not self.upcasts  # low-precision operands, float32 result
+        low, on_cpu = hidden.dtype != self.real, hidden.device.type == "cpu"
+        own_product = low and multiplies_bfloat16(hidden, weight)
+        self.upcasts = low and on_cpu and not own_product
         self._given = hidden
         self.weight = weight
         width, vocabulary, device = hidden.shape[1], weight.shape[0], hidden.device
-        own_product = self.upcasts and multiplies_bfloat16(hidden, weight)
         extras = Extras(
-            weight_copy=self.upcasts and (backward or not own_product),
-            low_dlogits=self.mixed and backward,
+            weight_copy=self.upcasts,
+            low_dlogits=low and not self.upcasts and backward,
             weight_grad=low and weight_grad,  # it accumulates in float32, then rounds into the output
+            low_product=own_product and backward,
         )
         self.tiling = plan_head(
             hidden,
@@ -65,7 +67,7 @@ class Matrices:
             workspace_bytes=workspace_bytes,
             extras=extras,
             whole_rows=whole_rows,
-            long_tiles=own_product and not extras.weight_copy,
+            long_tiles=own_product and not backward,
         )
         tile_rows, cols = self.tiling
         self._whole_rows = whole_rows
@@ -75,6 +77,8 @@ class Matrices:
         self._converted: slice | None = None  # the columns whose copy is in _weight
         self._packed = self._pack() if own_product else None
         self._grad = torch.empty((cols, width), dtype=self.real, device=device) if extras.weight_grad else None
+        # A tile's share of grad_weight, or of grad_hidden, before it is added.
+        self._product = torch.empty(max(cols, tile_rows) * width, dtype=hidden.dtype) if extras.low_product else None
 
     def _pack(self) -> Tensor:
         """hidden as ops.head_tile reads it, each row tile packed by itself: (n, D rounded up to even)."""
@@ -132,10 +136,11 @@ class Matrices:
         return self._multiply(a, b, out, accumulate)
 
     def _multiply(self, a: Tensor, b: Tensor, out: Tensor, accumulate: bool) -> Tensor:
-        if accumulate:
-            if self.mixed:
+        if a.dtype == out.dtype:
+            return out.addmm_(a, b) if accumulate else torch.mm(a, b, out=out)
+        if self._product is None:
+            if accumulate:
                 return torch.addmm(out, a, b, out_dtype=self.real, out=out)
-            return out.addmm_(a, b)
-        if self.mixed:
             return torch.mm(a, b, out_dtype=self.real, out=out)
-        return torch.mm(a, b, out=out)
+        product = torch.mm(a, b, out=self._product[: out.numel()].view(out.shape))
+        return out.add_(product) if accumulate else out.copy_(product)
