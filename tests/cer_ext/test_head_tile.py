@@ -9,7 +9,7 @@ import torch
 from exact import assert_relative
 from test_from_hidden import check, head
 
-from cer_ext import _C, build_info, linear_logprobs_and_entropy, linear_token_loss, ops, reference
+from cer_ext import _C, build_info, linear_logprobs_and_entropy, linear_token_loss, ops, reference, tiles
 
 EPS = 2.0**-24
 MULTIPLY = ("avx512bf16", "amxbf16")  # the instruction sets that multiply bfloat16
