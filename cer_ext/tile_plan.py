@@ -126,6 +126,7 @@ class Extras(NamedTuple):
     weight_copy: bool = False  # of the columns of a tile, in float32
     low_dlogits: bool = False  # dlogits of a tile in the dtype of the inputs
     weight_grad: bool = False  # of the columns of a tile, in float32
+    low_product: bool = False  # grad_weight of the columns of a tile in the dtype of the inputs
 
 
 def plan_head(
@@ -147,6 +148,7 @@ def plan_head(
     device = hidden.device.type
     size, low_size = real.itemsize, hidden.dtype.itemsize if extras.low_dlogits else 0
     bytes_per_column = width * size * (extras.weight_copy + extras.weight_grad)
+    bytes_per_column += width * hidden.dtype.itemsize * extras.low_product
     if whole_rows:
         return plan_whole_rows(
             rows,

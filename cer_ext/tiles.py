@@ -4,10 +4,12 @@ In: hidden (n, D), weight (V, D), a number of bytes. Out: tiles of hidden weight
 (float64 for float64 inputs), and products of their gradients with the weight and the hidden states.
 
 Logits are float32 accumulators in every case. On CUDA the GEMM of bfloat16 and float16 runs on the inputs with float32
-output. On CPU torch has no such GEMM: bfloat16 logits are made by one of our own (ops.head_tile) where the processor
-multiplies bfloat16, and everything else in low precision is multiplied as float32 copies: float16, a weight whose rows
-are not contiguous, and the products of dlogits, which bfloat16 would round. float32 GEMMs follow torch's own setting
-(torch.backends.cuda.matmul.allow_tf32 and its successors): with TF32 on, logits carry its rounding.
+output. On CPU torch has no such GEMM. Where the processor multiplies bfloat16, bfloat16 logits are made by one of our
+own (ops.head_tile); dlogits are rounded to bfloat16, as on CUDA, and multiplied by torch's bfloat16 GEMM, which rounds
+each tile's product before it is added in float32. What that costs is held below 3e-3 of the gradients' norm, and below
+what peers lose that round the logits too (tests/cer_ext/test_head_tile.py). Everything else in low precision is
+multiplied as float32 copies: float16, a weight whose rows are not contiguous, any other processor. float32 GEMMs follow
+torch's own setting (torch.backends.cuda.matmul.allow_tf32 and its successors): with TF32 on, logits carry its rounding.
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ class Plan(NamedTuple):
     tiling: Tiling
     extras: Extras
     own_product: bool  # ops.head_tile makes the logits
+    upcasts: bool  # torch's products read low-precision operands through float32 copies
     whole_rows: bool
 
     @classmethod
@@ -51,12 +54,13 @@ class Plan(NamedTuple):
     ) -> Plan:
         """`vocabulary`: of the largest shard, where ranks must have the same tiles; None: of this weight."""
         low = hidden.dtype != ops.real_dtype(hidden.dtype)
-        upcasts = low and hidden.device.type == "cpu"
-        own_product = upcasts and multiplies_bfloat16(hidden, weight)
+        own_product = low and multiplies_bfloat16(hidden, weight)
+        upcasts = low and hidden.device.type == "cpu" and not own_product
         extras = Extras(
-            weight_copy=upcasts and (backward or not own_product),
+            weight_copy=upcasts,
             low_dlogits=low and not upcasts and backward,
             weight_grad=low and weight_grad,  # it accumulates in float32, then rounds into the output
+            low_product=own_product and backward,
         )
         tiling = plan_head(
             hidden,
@@ -65,10 +69,10 @@ class Plan(NamedTuple):
             workspace_bytes=workspace_bytes,
             extras=extras,
             whole_rows=whole_rows,
-            long_tiles=own_product and not extras.weight_copy,
+            long_tiles=own_product and not backward,
             row_unit=row_unit,
         )
-        return cls(tiling, extras, own_product, whole_rows)
+        return cls(tiling, extras, own_product, upcasts, whole_rows)
 
 
 class Matrices:
@@ -81,9 +85,8 @@ class Matrices:
 
     def __init__(self, hidden: Tensor, weight: Tensor, plan: Plan) -> None:
         self.real = ops.real_dtype(hidden.dtype)
-        low = hidden.dtype != self.real
-        self.upcasts = low and hidden.device.type == "cpu"
-        self.mixed = low and not self.upcasts  # low-precision operands, float32 result
+        self.upcasts = plan.upcasts
+        self.mixed = hidden.dtype != self.real and not self.upcasts  # low-precision operands, float32 result
         self.tiling = plan.tiling
         self.weight = weight
         self._given = hidden
@@ -96,6 +99,8 @@ class Matrices:
         self._converted: slice | None = None  # the columns whose copy is in _weight
         self._packed = self._pack() if plan.own_product else None
         self._grad = torch.empty((cols, width), dtype=self.real, device=device) if extras.weight_grad else None
+        # A tile's share of grad_weight, or of grad_hidden, before it is added.
+        self._product = torch.empty(max(cols, tile_rows) * width, dtype=hidden.dtype) if extras.low_product else None
 
     def _pack(self) -> Tensor:
         """hidden as ops.head_tile reads it, each row tile packed by itself: (n, D rounded up to even)."""
@@ -153,10 +158,11 @@ class Matrices:
         return self._multiply(a, b, out, accumulate)
 
     def _multiply(self, a: Tensor, b: Tensor, out: Tensor, accumulate: bool) -> Tensor:
-        if accumulate:
-            if self.mixed:
+        if a.dtype == out.dtype:
+            return out.addmm_(a, b) if accumulate else torch.mm(a, b, out=out)
+        if self._product is None:
+            if accumulate:
                 return torch.addmm(out, a, b, out_dtype=self.real, out=out)
-            return out.addmm_(a, b)
-        if self.mixed:
             return torch.mm(a, b, out_dtype=self.real, out=out)
-        return torch.mm(a, b, out=out)
+        product = torch.mm(a, b, out=self._product[: out.numel()].view(out.shape))
+        return out.add_(product) if accumulate else out.copy_(product)

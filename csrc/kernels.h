@@ -113,9 +113,8 @@ struct GradTile {
   std::int64_t dlogits_row_stride = 0;
 };
 
-// pack_hidden: bfloat16 hidden states as head_tile reads them. Panels of 14 consecutive rows (the last: the rest), and
-// in a panel of r rows (pairs, r) words of 32 bits, word (k, i) = entries 2k (low) and 2k + 1 of row i; an odd width is
-// filled up with a zero. No gaps: panels begin at 14 pairs words from each other, rows * pairs words in all.
+// pack_hidden: bfloat16 hidden states as head_tile reads them, in an order that is the instruction set's own
+// (cpu/isa_kernels.h). Only where has_head_tile() says so.
 struct PackHidden {
   const void* hidden = nullptr;  // (rows, width) bfloat16, entries of a row adjacent
   std::int64_t rows = 0;

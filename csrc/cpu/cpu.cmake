@@ -24,6 +24,7 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64)$")
   add_isa(avx2 -march=x86-64-v3)
   add_isa(avx512 -march=x86-64-v4)
   add_isa(avx512bf16 -march=x86-64-v4 -mavx512bf16)
+  add_isa(amxbf16 -march=x86-64-v4 -mavx512bf16 -mamx-tile -mamx-bf16)
 endif()
 
 target_include_directories(cer_cpu PUBLIC "${cpu_dir}/..")

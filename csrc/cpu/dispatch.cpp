@@ -6,6 +6,7 @@
 //                  and on x86-64:                          -DCER_ISA=avx2        -march=x86-64-v3
 //                                                          -DCER_ISA=avx512      -march=x86-64-v4
 //                                                          -DCER_ISA=avx512bf16  -march=x86-64-v4 -mavx512bf16
+//                                                          -DCER_ISA=amxbf16     the same and -mamx-tile -mamx-bf16
 #include "cpu/dispatch.h"
 
 #include <atomic>
@@ -13,6 +14,10 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #endif
 
 namespace cer::cpu {
@@ -32,6 +37,22 @@ bool runs_avx512() {
   return runs_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
+
+bool runs_avx512bf16() { return runs_avx512() && __builtin_cpu_supports("avx512bf16"); }
+
+// Matrix tiles are 8 KiB of state a thread: Linux gives them to a process that asks (Documentation/arch/x86/xstate.rst), for
+// all of its threads. A kernel that knows no tiles, or a sandbox that refuses, answers with an error.
+bool runs_amxbf16() {
+#if defined(__linux__)
+  constexpr unsigned kBf16 = 1u << 22, kTile = 1u << 24;  // CPUID leaf 7, EDX
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  if (!runs_avx512bf16() || !__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d & kBf16) || !(d & kTile)) return false;
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
 #endif
 
 std::vector<const IsaKernels*> runnable() {
@@ -40,7 +61,8 @@ std::vector<const IsaKernels*> runnable() {
   __builtin_cpu_init();
   if (runs_avx2()) found.push_back(&avx2::kernels);
   if (runs_avx512()) found.push_back(&avx512::kernels);
-  if (runs_avx512() && __builtin_cpu_supports("avx512bf16")) found.push_back(&avx512bf16::kernels);
+  if (runs_avx512bf16()) found.push_back(&avx512bf16::kernels);
+  if (runs_amxbf16()) found.push_back(&amxbf16::kernels);
 #endif
   return found;
 }
@@ -62,7 +84,8 @@ const IsaKernels& active_kernels() {
 
 std::vector<std::string> compiled_isas() {
 #if defined(__x86_64__)
-  return {baseline::kernels.name, avx2::kernels.name, avx512::kernels.name, avx512bf16::kernels.name};
+  return {baseline::kernels.name, avx2::kernels.name, avx512::kernels.name, avx512bf16::kernels.name,
+          amxbf16::kernels.name};
 #else
   return {baseline::kernels.name};
 #endif

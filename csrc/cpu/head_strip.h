@@ -1,13 +1,17 @@
 // A strip of the logits of a bfloat16 head: (rows, cols <= kStripColumns) float = hidden weight^T, nothing rounded to
-// bfloat16 on the way. Included by kernels.cpp alone, inside its namespace per instruction set, where the set has vdpbf16ps.
+// bfloat16 on the way. Included by kernels.cpp alone, inside its namespace per instruction set, where the set has vdpbf16ps
+// and no matrix tiles (head_strip_amx.h).
 //
 //     x_ij = sum over pairs k, in order, of   h_i,2k+1 w_j,2k+1  then  h_i,2k w_j,2k      each added to a float sum, rounded
 //
 // so a logit depends on its own row and column alone: not on tiles, threads or what else is in the strip.
 //
+// Panels of packed hidden states are kPanelRows = 14 rows, and in a panel of r rows (pairs, r) words of 32 bits, word (k, i) =
+// entries 2k (low) and 2k + 1 of row i.
+//
 // Lanes are columns: sums leave in the order they are stored in. Of the weight, kChunkPairs pairs at a time are transposed
 // onto the stack, (pair, column); one pair of every column meets one of each hidden row, broadcast from the packed
-// panel (kernels.h): 14 x 2 sums, 2 vectors of columns and a broadcast in 31 of the 32 registers. Sums go through the
+// panel: 14 x 2 sums, 2 vectors of columns and a broadcast in 31 of the 32 registers. Sums go through the
 // tile of logits between chunks, 28 loads and stores beside 7168 vdpbf16ps, so that the stack's need is independent of the
 // width (chunks of 128 pairs: the same time).
 // Limit: one vdpbf16ps per cycle, 32 products each; with few rows the read of the weight. On two Zen 4 cores the product
@@ -16,58 +20,22 @@
 // The alternative that lost on paper: broadcasting the weight where it lies. It saves the transposition, but 14 rows
 // of a width of 2048 or 4096 fall on one set of an 8-way L1, and the logits come out transposed.
 
-#if defined(__AVX512BF16__)
+#if defined(__AVX512BF16__) && !defined(__AMX_BF16__)
+
+#include "cpu/head_weight.h"
 
 namespace {
 
-constexpr std::int64_t kChunkPairs = 256;  // 32 KiB of stack
-constexpr int kLanesOfPairs = 16;
-static_assert(kStripColumns == 2 * kLanesOfPairs && kChunkPairs % kLanesOfPairs == 0, "two vectors of columns");
+constexpr std::int64_t kPanelRows = 14;
 
-// r[i] word j <-> r[j] word i.
-inline void transpose(__m512i (&r)[16]) {
-  __m512i t[16];
-  for (int i = 0; i < 16; i += 2) {
-    t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
-    t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
-  }
-  for (int i = 0; i < 16; i += 4) {
-    r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
-    r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
-    r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
-    r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
-  }
-  // Now quarter q of r[4 g + c] holds word 4 q + c of rows 4 g to 4 g + 3.
-  for (int c = 0; c < 4; ++c) {
-    const __m512i even_low = _mm512_shuffle_i32x4(r[c], r[4 + c], 0x88);
-    const __m512i even_high = _mm512_shuffle_i32x4(r[8 + c], r[12 + c], 0x88);
-    const __m512i odd_low = _mm512_shuffle_i32x4(r[c], r[4 + c], 0xdd);
-    const __m512i odd_high = _mm512_shuffle_i32x4(r[8 + c], r[12 + c], 0xdd);
-    t[c] = _mm512_shuffle_i32x4(even_low, even_high, 0x88);
-    t[4 + c] = _mm512_shuffle_i32x4(odd_low, odd_high, 0x88);
-    t[8 + c] = _mm512_shuffle_i32x4(even_low, even_high, 0xdd);
-    t[12 + c] = _mm512_shuffle_i32x4(odd_low, odd_high, 0xdd);
-  }
-  for (int i = 0; i < 16; ++i) r[i] = t[i];
-}
-
-// weight: (cols, width) from its first column of interest on -> packed (pairs, kStripColumns), pairs rounded up to 16;
-// zeros for what is not there: the second half of an odd width's last pair, columns from cols on.
-inline void pack_weight(const std::uint16_t* weight, std::int64_t row_stride, std::int64_t cols, std::int64_t width,
-                        std::uint32_t* packed) {
-  for (std::int64_t first = 0; first < kStripColumns; first += kLanesOfPairs) {
-    for (std::int64_t k = 0; k < width; k += 2 * kLanesOfPairs) {
-      const std::int64_t rest = width - k;
-      const __mmask32 there = rest >= 32 ? ~__mmask32{0} : (__mmask32{1} << rest) - 1;
-      __m512i r[16];
-      for (std::int64_t j = 0; j < kLanesOfPairs; ++j) {
-        const bool column = first + j < cols;
-        r[j] = column ? _mm512_maskz_loadu_epi16(there, weight + (first + j) * row_stride + k) : _mm512_setzero_si512();
-      }
-      transpose(r);
-      for (std::int64_t i = 0; i < kLanesOfPairs; ++i) {
-        _mm512_store_si512(packed + (k / 2 + i) * kStripColumns + first, r[i]);
-      }
+// One panel: hidden (rows <= kPanelRows, width) -> packed (pairs, rows).
+void pack_panel(const std::uint16_t* hidden, std::int64_t row_stride, std::int64_t rows, std::int64_t width,
+                std::uint32_t* packed) {
+  for (std::int64_t k = 0; k < width; k += 2) {
+    for (std::int64_t i = 0; i < rows; ++i) {
+      const std::uint16_t* from = hidden + i * row_stride + k;
+      const std::uint32_t second = k + 1 < width ? from[1] : 0;
+      *packed++ = from[0] | second << 16;
     }
   }
 }
@@ -130,6 +98,8 @@ void head_strip(const std::uint32_t* packed_hidden, std::int64_t rows, std::int6
     pair += taken;
   } while (pair < pairs);
 }
+
+constexpr HeadKernels kHead{kPanelRows, pack_panel, head_strip};
 
 }  // namespace
 

@@ -15,9 +15,21 @@ struct BlockSums {
   double m, c, r, u;
 };
 
-// The shapes that head_strip multiplies: columns of a strip, rows of a panel of packed hidden states (kernels.h).
-constexpr std::int64_t kStripColumns = 32;
-constexpr std::int64_t kPanelRows = 14;
+constexpr std::int64_t kStripColumns = 32;  // of the logits that one call of HeadKernels::strip makes
+
+// The product of bfloat16 with float sums. Hidden states are packed in panels of consecutive rows (the last: the rest), in
+// the order that the instruction set reads; rows * pairs words in all, panel_rows * pairs from one panel to the next.
+struct HeadKernels {
+  std::int64_t panel_rows;
+
+  // One panel of hidden (rows, width): pairs = ceil(width / 2) words a row, an odd width filled up with a zero.
+  void (*pack_panel)(const std::uint16_t* hidden, std::int64_t row_stride, std::int64_t rows, std::int64_t width,
+                     std::uint32_t* packed);
+
+  // logits (rows, cols), cols <= kStripColumns, = hidden weight^T, hidden packed.
+  void (*strip)(const std::uint32_t* packed_hidden, std::int64_t rows, std::int64_t width, const std::uint16_t* weight,
+                std::int64_t weight_row_stride, std::int64_t cols, float* logits, std::int64_t logits_row_stride);
+};
 
 // Arrays are indexed by ScalarType. Entries are x, b is the inverse temperature; all sums are over the n entries.
 struct IsaKernels {
@@ -43,11 +55,8 @@ struct IsaKernels {
   // out may be x.
   void (*grad[4][4])(const void* x, std::int64_t n, double m, double b, double a, double h, void* out);
 
-  // logits (rows, cols), cols <= kStripColumns, = hidden weight^T of bfloat16, summed in float; hidden packed in panels.
-  // Null where the instruction set has no such product.
-  void (*head_strip)(const std::uint32_t* packed_hidden, std::int64_t rows, std::int64_t width,
-                     const std::uint16_t* weight, std::int64_t weight_row_stride, std::int64_t cols, float* logits,
-                     std::int64_t logits_row_stride);
+  // Null where the instruction set has no product of bfloat16.
+  const HeadKernels* head;
 };
 
 namespace baseline {
@@ -61,6 +70,9 @@ namespace avx512 {
 extern const IsaKernels kernels;
 }
 namespace avx512bf16 {
+extern const IsaKernels kernels;
+}
+namespace amxbf16 {
 extern const IsaKernels kernels;
 }
 #endif

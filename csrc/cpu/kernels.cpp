@@ -33,6 +33,8 @@ namespace cer::cpu::CER_ISA {
 
 #include "cpu/head_strip.h"
 
+#include "cpu/head_strip_amx.h"
+
 namespace {
 
 template <std::int64_t step, typename T>
@@ -269,7 +271,7 @@ constexpr IsaKernels kernels = {
      {grad<Float16, float>, grad<Float16, BFloat16>, grad<Float16, Float16>, nullptr},
      {nullptr, nullptr, nullptr, grad<double, double>}},
 #if defined(__AVX512BF16__)
-    head_strip,
+    &kHead,
 #else
     nullptr,
 #endif

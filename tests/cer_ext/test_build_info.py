@@ -15,6 +15,7 @@ def runs_here(isa: str) -> bool:
     """Whether the operating system says that this processor has what the instruction set needs (x86-64, Linux)."""
     needed = {"baseline": (), "avx2": ("avx2", "fma", "bmi2"), "avx512": ("avx512f", "avx512dq", "avx512vl")}
     needed["avx512bf16"] = (*needed["avx512"], "avx512_bf16")
+    needed["amxbf16"] = (*needed["avx512bf16"], "amx_tile", "amx_bf16")
     flags = re.search(r"^flags\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     return set(needed[isa]) <= set(flags[1].split() if flags else ())
 
