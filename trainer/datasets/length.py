@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import datasets
 
-from trainer.datasets.sources import DataError
+from trainer.datasets.files import DataError
 
 
 @dataclass(frozen=True)

@@ -1,35 +1,44 @@
 """Where records come from: known data sets on the hub or in a local directory, files, any hub id.
 
-In: a source, a split. Out: a `datasets.Dataset` of records as they are, and the columns that hold question, answer, id.
-Every failure is a DataError that names the source and what to do.
+In: a source, a split. Out: records as they are (files.py reads those of files), and the columns that hold question,
+answer and id. Every failure is a DataError that names the source and what to do.
 """
 
-import json
 import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import datasets
-from datasets.exceptions import DatasetGenerationError
 
 from trainer.arithmetic.problems import arithmetic_problems
 from trainer.catalogue.data_sets import DATA_SETS, MADE
-
-
-class DataError(ValueError):
-    """The data cannot be used as asked; the message says where and why."""
-
+from trainer.datasets.files import SUFFIXES, DataError, read_rows
 
 QUESTION_COLUMNS = ("problem", "question", "Problem", "Question", "prompt")
-ANSWER_COLUMNS = ("ground_truth", "answer", "Answer", "final_answer", "solution")
+ANSWER_COLUMNS = ("ground_truth", "reward_model.ground_truth", "answer", "Answer", "final_answer", "solution")
 ID_COLUMNS = ("id", "unique_id", "ID", "uid")
 
-_READERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 _SPLIT = re.compile(r"(\w+)(\[[^\]]*\])?")
+
+
+@dataclass(frozen=True)
+class Records:
+    """Rows by number, each a dict; a column may be missing in some of them."""
+
+    columns: list[str]
+    rows: Sequence[dict] | datasets.Dataset
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, row: int) -> dict:
+        return self.rows[row]
 
 
 def load_records(
     source: str, *, data_dir: str | Path | None = None, split: str | None = None, config: str | None = None
-) -> tuple[datasets.Dataset, str]:
+) -> tuple[Records, str]:
     """Returns the records of one split, and the split's name.
 
     source: a name in DATA_SETS, a file, a directory, or a hub id. data_dir: where known data sets lie locally, as
@@ -41,7 +50,7 @@ def load_records(
     if split is not None and not _SPLIT.fullmatch(split):
         raise DataError(f'{source}: the split is {split!r}: expected a name, or a slice such as "train[:100]"')
     if known and data_dir is not None:
-        path = Path(data_dir) / source
+        path = Path(data_dir).expanduser() / source
         if not path.is_dir():
             raise DataError(f"{source}: there is no directory {path}")
         return _load_files(source, _files_by_split(path), split or known.split)
@@ -53,11 +62,11 @@ def load_records(
     path = Path(source).expanduser()
     if path.is_dir():
         return _load_files(source, _files_by_split(path), split)
-    if path.suffix in _READERS or path.is_file():
+    if path.suffix in SUFFIXES or path.is_file():
         if not path.is_file():
             raise DataError(f"there is no file {path} (looked from {Path.cwd()})")
-        if path.suffix not in _READERS:
-            raise DataError(f"{path}: expected a file that ends in {', '.join(_READERS)}")
+        if path.suffix not in SUFFIXES:
+            raise DataError(f"{path}: expected a file that ends in {', '.join(SUFFIXES)}")
         own_split = path.stem if path.stem in ("train", "test", "validation") else "train"
         named = own_split if split is None else _name_of(split)
         return _load_files(source, {named: [path]}, split or own_split)
@@ -67,7 +76,7 @@ def load_records(
     return _load_hub(source, config, split or "train"), split or "train"
 
 
-def _made(source: str, split: str) -> tuple[datasets.Dataset, str]:
+def _made(source: str, split: str) -> tuple[Records, str]:
     """Problems of trainer/arithmetic; a slice such as "train[:100]" takes the first ones."""
     named = _SPLIT.fullmatch(split)
     try:
@@ -80,31 +89,47 @@ def _made(source: str, split: str) -> tuple[datasets.Dataset, str]:
             raise DataError(f'{source}: the split is {split!r}: expected a slice such as "train[:100]"')
         problems = problems[int(first or 0) : int(last or len(problems))]
     rows = [{"id": made.id, "question": made.question, "answer": str(made.answer)} for made in problems]
-    return datasets.Dataset.from_list(rows), split
+    return Records(["id", "question", "answer"], rows), split
 
 
-def column(records: datasets.Dataset, asked: str | None, candidates: tuple[str, ...], role: str, option: str) -> str:
+def column(records: Records, asked: str | None, candidates: tuple[str, ...], role: str, option: str) -> str:
     """Returns the name of the column that holds `role`: the one asked for, or the first of the usual ones."""
-    present = records.column_names
+    shown = ", ".join(records.columns)
     if asked is not None:
-        if asked not in present:
-            raise DataError(f"there is no column {asked!r} for the {role}: the columns are {', '.join(present)}")
+        if not _is_there(records, asked):
+            raise DataError(f"there is no column {asked!r} for the {role}: the columns are {shown}")
         return asked
     for name in candidates:
-        if name in present:
+        if _is_there(records, name):
             return name
-    raise DataError(f"no column looks like the {role}: the columns are {', '.join(present)}; name it with {option}")
+    raise DataError(f"no column looks like the {role}: the columns are {shown}; name it with {option}")
+
+
+def _is_there(records: Records, name: str) -> bool:
+    outer, dot, inner = name.partition(".")
+    if name in records.columns or not dot or outer not in records.columns:
+        return name in records.columns
+    return any(isinstance(records[row].get(outer), dict) and inner in records[row][outer] for row in range(len(records)))
+
+
+def value_of(record: dict, name: str):
+    """What a record holds in a column; "reward_model.ground_truth" is ground_truth inside reward_model."""
+    if name in record or "." not in name:
+        return record.get(name)
+    outer, _, inner = name.partition(".")
+    inside = record.get(outer)
+    return inside.get(inner) if isinstance(inside, dict) else None
 
 
 def _files_by_split(directory: Path) -> dict[str, list[Path]]:
     """{split: files}: train.jsonl, or train-00000-of-00002.parquet and so on as the hub lays them out."""
     splits: dict[str, list[Path]] = {}
     for path in sorted(directory.rglob("*")):
-        if path.suffix in _READERS and not any(part.startswith(".") for part in path.relative_to(directory).parts):
+        if path.suffix in SUFFIXES and not any(part.startswith(".") for part in path.relative_to(directory).parts):
             name = re.sub(r"-\d{5}-of-\d{5}$", "", path.stem)
             splits.setdefault(name, []).append(path)
     if not splits:
-        raise DataError(f"{directory}: no file in it ends in {', '.join(_READERS)}")
+        raise DataError(f"{directory}: no file in it ends in {', '.join(SUFFIXES)}")
     return splits
 
 
@@ -113,53 +138,37 @@ def _name_of(split: str) -> str:
     return split.partition("[")[0]
 
 
-def _load_files(source: str, files: dict[str, list[Path]], split: str | None) -> tuple[datasets.Dataset, str]:
+def _load_files(source: str, files: dict[str, list[Path]], split: str | None) -> tuple[Records, str]:
     if split is None:
         split = next(iter(files)) if len(files) == 1 else "train"
     name = _name_of(split)
     if name not in files:
         raise DataError(f"{source}: there is no split {name!r}: there are {', '.join(files)}")
-    paths = files[name]
-    kinds = {_READERS[path.suffix] for path in paths}
-    if len(kinds) > 1:
-        raise DataError(f"{source}: the files of split {name!r} are of different kinds: {', '.join(map(str, paths))}")
-    if any(path.stat().st_size == 0 for path in paths):
-        raise DataError(f"{source}: split {name!r} is empty: {', '.join(map(str, paths))} has no records")
+    rows = [row for path in files[name] for row in read_rows(path)]
+    if not rows:
+        raise DataError(f"{source}: split {name!r} is empty: {', '.join(map(str, files[name]))} has no records")
+    rows = [row for first, last in _slices(source, split, name, len(rows)) for row in rows[first:last]]
+    return Records(list(dict.fromkeys(column for row in rows for column in row)), rows), split
+
+
+def _slices(source: str, split: str, name: str, count: int) -> list[tuple[int, int]]:
+    """(first, last) of what a slice such as "train[:100]" or "train[-10%:]" takes of `count` rows."""
     try:
-        loaded = datasets.load_dataset(kinds.pop(), data_files={name: [str(path) for path in paths]}, split=split)
-    except (DatasetGenerationError, ValueError, OSError) as error:
-        if "corresponds to no data" in str(error):
-            raise DataError(f"{source}: split {split!r} is empty") from error
-        for path in paths:
-            _find_bad_record(path)
-        raise DataError(f"{source}: cannot read split {split!r}: {_cause(error)}") from error
-    return loaded, split
+        taken = datasets.ReadInstruction.from_spec(split).to_absolute({name: count})
+    except (ValueError, AssertionError) as error:
+        raise DataError(f'{source}: the split is {split!r}: expected a slice such as "train[:100]": {error}') from error
+    return [(part.from_ or 0, count if part.to is None else part.to) for part in taken]
 
 
-def _find_bad_record(path: Path) -> None:
-    """Raises DataError with the line of the first record that is no JSON object."""
-    if path.suffix != ".jsonl":
-        return
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line)
-            except ValueError as error:
-                raise DataError(f"{path}, line {number}: this is no JSON: {error}") from error
-            if not isinstance(record, dict):
-                raise DataError(f"{path}, line {number}: expected a JSON object, got {type(record).__name__}")
-
-
-def _load_hub(hub_id: str, config: str | None, split: str) -> datasets.Dataset:
+def _load_hub(hub_id: str, config: str | None, split: str) -> Records:
     try:
-        return datasets.load_dataset(hub_id, config, split=split)
+        loaded = datasets.load_dataset(hub_id, config, split=split)
     except Exception as error:  # the hub client raises a family of network errors with no common base
         raise DataError(
             f"{hub_id}: cannot load split {split!r} from the hub: {_cause(error)}. Without network, pass a local "
             "file or directory (for a known data set, its parent directory as data_dir)"
         ) from error
+    return Records(loaded.column_names, loaded)
 
 
 def _cause(error: BaseException) -> str:

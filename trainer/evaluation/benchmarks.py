@@ -22,15 +22,23 @@ _EMBEDDED_SEED = 0
 
 @dataclass(frozen=True)
 class BenchmarkProblem:
-    """One question; the id is unique in its benchmark."""
+    """One question; the id is unique in its benchmark.
+
+    turns: what the data have before the question, if they have questions as messages.
+    """
 
     id: str
     question: str
     ground_truth: str
+    turns: tuple[dict[str, str], ...] = ()
 
 
 def load_benchmark(
-    benchmark: str, path: str | None = None, data_dir: str | None = None, limit: int | None = None
+    benchmark: str,
+    path: str | None = None,
+    data_dir: str | None = None,
+    limit: int | None = None,
+    bad_rows: list[ValueError] | None = None,
 ) -> list[BenchmarkProblem]:
     """The first `limit` problems of a benchmark.
 
@@ -39,6 +47,7 @@ def load_benchmark(
         path: a json, jsonl or parquet file, or a directory with a test split.
         data_dir: where the known benchmarks lie as <data_dir>/<benchmark>/test.jsonl.
         limit: None for all.
+        bad_rows: takes what is wrong with rows without a question or an answer, which are left out; None: it is raised.
 
     Raises:
         ValueError: an unknown name, missing data (trainer.datasets.DataError is one), or an id that comes twice.
@@ -54,25 +63,21 @@ def load_benchmark(
     from trainer.datasets import load_problems  # slow to import, and the embedded problems do without
 
     if path is not None:
-        source, split = path, _SPLIT if Path(path).is_dir() else None
+        source, split = path, _SPLIT if Path(path).expanduser().is_dir() else None
         data_dir = None
     else:
         source, split = benchmark, _SPLIT
-    rows = load_problems(source, data_dir=data_dir, split=split, instruction=None, max_samples=limit)
-    # A record without an id of its own is named after its file, split and row: here the row alone names it.
-    file_name = f"{Path(source).stem}-"
-    ids = [
-        str(number) if row["id"].startswith(file_name) and row["id"].endswith(f"-{number}") else row["id"]
-        for number, row in enumerate(rows)
-    ]
+    rows = load_problems(
+        source, data_dir=data_dir, split=split, instruction=None, max_samples=limit, name_row=str, bad_rows=bad_rows
+    )
+    ids = rows["id"]
     doubled = [identity for identity, count in Counter(ids).items() if count > 1]
     if doubled:
         raise ValueError(
             f"{benchmark}: {len(doubled)} ids come more than once in the data, the first is {doubled[0]!r}"
         )
     return [
-        BenchmarkProblem(identity, row["question"], row["ground_truth"])
-        for identity, row in zip(ids, rows, strict=True)
+        BenchmarkProblem(row["id"], row["question"], row["ground_truth"], tuple(row["prompt"][:-1])) for row in rows
     ]
 
 

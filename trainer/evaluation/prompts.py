@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from jinja2.exceptions import TemplateError
@@ -38,13 +39,15 @@ def prompt_to_ask(arguments: argparse.Namespace) -> Prompt | None:
     return asked
 
 
-def render(tokenizer: PreTrainedTokenizerBase, question: str, method: Method) -> str:
-    """The prompt, up to where the response begins.
+def render(
+    tokenizer: PreTrainedTokenizerBase, question: str, method: Method, before: Sequence[dict[str, str]] = ()
+) -> str:
+    """The prompt, up to where the response begins; `before`: turns that the data have before the question.
 
     With a chat template: the prompt's turns (the system's text in the first user turn where a template knows no system
     role). Without one: the system prompt, then "Question: ..." and "Answer: ..." of the examples and of the question.
     """
-    messages = method.prompt.messages(question)
+    messages = method.prompt.messages(question, before)
     if not tokenizer.chat_template:
         forms = {"system": "{}\n\n", "user": "Question: {}\nAnswer:", "assistant": " {}\n\n"}
         return "".join(forms[turn["role"]].format(turn["content"]) for turn in messages)
@@ -57,15 +60,20 @@ def render(tokenizer: PreTrainedTokenizerBase, question: str, method: Method) ->
     try:
         return apply(messages)
     except TemplateError:  # Gemma's template, for one, refuses a system turn
-        if not method.prompt.system_prompt:
+        if messages[0]["role"] != "system":
             raise
         system, first, *others = messages
         return apply([{**first, "content": f"{system['content']}\n\n{first['content']}"}, *others])
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> tuple[int, ...]:
-    """Token ids of a rendered prompt; a chat template has written its special tokens, plain text gets them here."""
+    """Token ids of a rendered prompt; a chat template has written its special tokens, plain text gets them here.
+
+    Plain text that begins with the beginning-of-sequence token already gets no second one.
+    """
     ids = tuple(tokenizer(prompt, add_special_tokens=not tokenizer.chat_template)["input_ids"])
+    if not tokenizer.chat_template and tokenizer.bos_token_id is not None and ids[:2] == (tokenizer.bos_token_id,) * 2:
+        ids = ids[1:]
     if not ids:
         raise ValueError("the prompt has no tokens; a response needs at least one token to follow")
     return ids

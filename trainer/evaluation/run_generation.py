@@ -68,7 +68,7 @@ def prepare_work(
 ) -> Iterator[Work]:
     for benchmark, problems in benchmarks.items():
         for name, method in chosen.items():
-            prompts = [render(tokenizer, problem.question, method) for problem in problems]
+            prompts = [render(tokenizer, problem.question, method, problem.turns) for problem in problems]
             yield Work(benchmark, name, problems, prompts, [encode_prompt(tokenizer, prompt) for prompt in prompts])
 
 

@@ -10,12 +10,12 @@ One JSON object per line:
 So the records of an earlier run are such a file. Without token_ids the text is tokenised by itself (together with the
 prompt, the prompt's last token could swallow its beginning), and no end-of-sequence token is added: whether the
 response ended is not known from its text. Without an id it is the line's number; without ground_truth it is not
-correct.
+correct. What is there must be something: null as an id or as a ground_truth is refused, and so is NaN. A list as
+ground_truth holds answers of which any one is right (trainer.datasets.answers).
 """
 
 from __future__ import annotations
 
-import json
 from array import array
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,8 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from trainer.catalogue.methods import Method
+from trainer.datasets.answers import encodable, ground_truth
+from trainer.datasets.files import decoded, parse_json
 from trainer.evaluation.answers import make_record
 from trainer.evaluation.prompts import encode_prompt, render
 from trainer.evaluation.requests import Response
@@ -79,12 +81,13 @@ def read_scoring_input(
     """
     groups: dict[tuple[str, str], list[ScoringRow]] = {}
     seen: set[tuple[str, str, str, int]] = set()
-    with Path(path).open(encoding="utf-8") as file:
+    with Path(path).expanduser().open("rb") as file:
         for number, line in enumerate(file, start=1):
-            if not line.strip():
+            text = decoded(line, f"{path}, line {number}")
+            if not text.strip():
                 continue
             try:
-                row = _row(json.loads(line), number, tokenizer, method)
+                row = _row(parse_json(text), number, tokenizer, method)
             except ValueError as error:
                 raise ValueError(f"{path}, line {number}: {error}") from None
             key = (row.benchmark, row.method, *row.key)
@@ -101,7 +104,23 @@ def _text(given: dict[str, Any], name: str) -> str | None:
     value = given.get(name)
     if value is not None and not isinstance(value, str):
         raise ValueError(f"{name} is a {type(value).__name__}, expected text")
-    return value
+    return value if value is None else encodable(value, name)
+
+
+def _identity(given: dict[str, Any], number: int) -> str:
+    identity = given.get("id", number)
+    if isinstance(identity, bool) or not isinstance(identity, str | int) or identity == "":
+        raise ValueError(f"id is {identity!r}: expected text or a whole number, or no id at all")
+    return encodable(str(identity), "id")
+
+
+def _ground_truth(given: dict[str, Any]) -> str:
+    name = next((name for name in ("ground_truth", "answer") if name in given), None)
+    if name is None or given[name] == "":
+        return ""
+    if given[name] is None:
+        raise ValueError(f"{name} is null: leave it out where there is none, or say what is right")
+    return ground_truth(given[name], name)
 
 
 def _row(given: Any, number: int, tokenizer: PreTrainedTokenizerBase, method: Method) -> ScoringRow:
@@ -118,12 +137,11 @@ def _row(given: Any, number: int, tokenizer: PreTrainedTokenizerBase, method: Me
             raise ValueError("neither response nor token_ids is there")
         token_ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     vocabulary = len(tokenizer)
-    if not isinstance(token_ids, list) or not all(isinstance(i, int) and 0 <= i < vocabulary for i in token_ids):
+    if not isinstance(token_ids, list) or not all(type(i) is int and 0 <= i < vocabulary for i in token_ids):
         raise ValueError(f"token_ids: expected integers from 0 to {vocabulary - 1}, the tokens of the scoring model")
     sample = given.get("sample", 0)
-    if not isinstance(sample, int):
+    if type(sample) is not int:
         raise ValueError(f"sample is {sample!r}, expected an integer")
-    ground_truth = given.get("ground_truth", given.get("answer", ""))
     benchmark = _text(given, "benchmark") or _UNNAMED[0]
     method_name = _text(given, "method") or _UNNAMED[1]
     record_path("", benchmark, method_name)  # names that cannot be a file's
@@ -131,11 +149,11 @@ def _row(given: Any, number: int, tokenizer: PreTrainedTokenizerBase, method: Me
     if finish_reason not in ("stop", "length"):
         raise ValueError(f"finish_reason is {finish_reason!r}, expected 'stop' or 'length'")
     return ScoringRow(
-        key=(str(given.get("id", number)), sample),
+        key=(_identity(given, number), sample),
         benchmark=benchmark,
         method=method_name,
         question=question if question is not None else prompt,
-        ground_truth=str(ground_truth),
+        ground_truth=_ground_truth(given),
         prompt=prompt,
         text=text,
         finish_reason=finish_reason,

@@ -25,6 +25,8 @@ True
 False
 """
 
+import json
+
 from trainer.grading.answer import equivalent
 from trainer.grading.boxes import MAX_ANSWER_CHARS, last_boxed
 from trainer.grading.extract import after_hashes, stated_answer
@@ -49,17 +51,30 @@ def extract_answer(response: str) -> str | None:
     return stated_answer(response)
 
 
-def grade(response: str, ground_truth: str | int | float) -> bool:
+def grade(response: str, ground_truth: str | int | float | list) -> bool:
     r"""Returns True if the final answer of `response` equals `ground_truth`; see answer.py for the rules of equality.
 
     response: the model's text, thinking included; extract_answer says which answer in it counts: a box in the thinking
     alone is paid, by the published rule. ground_truth: the answer alone, or a solution text that ends in one (a box or
-    "####").
+    "####"); a list of answers, or the text of a JSON list of texts (["7", "seven"]), of which any one is right.
     Raises: nothing that depends on the texts; RuntimeError if math-verify is not installed and is needed.
     """
+    if isinstance(ground_truth, list | tuple):
+        return any(grade(response, one) for one in ground_truth)
+    if isinstance(ground_truth, str) and ground_truth.startswith('["') and (several := _alternatives(ground_truth)):
+        return grade(response, several)
     answer = extract_answer(response)
     gold = ground_truth if isinstance(ground_truth, str) else str(ground_truth)
     gold = last_boxed(gold) or after_hashes(gold) or gold
     if answer is None or len(answer) > MAX_ANSWER_CHARS or len(gold) > MAX_ANSWER_CHARS:
         return False
     return equivalent(normalize(gold), normalize(answer), symbolically_equal)
+
+
+def _alternatives(text: str) -> list[str] | None:
+    """The texts of a JSON list of texts; None if `text` is none."""
+    try:
+        several = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return several if all(isinstance(one, str) and not one.startswith('["') for one in several) else None

@@ -67,9 +67,13 @@ def equivalent(gold: str, answer: str, judge: Judge) -> bool:
     comparison = _Comparison(judge, imaginary=_i_is_imaginary(gold, answer))
     if comparison.same(read(gold), read(answer)):
         return True
-    if _THOUSANDS.search(gold) or _THOUSANDS.search(answer):
+    if (_THOUSANDS.search(gold) or _THOUSANDS.search(answer)) and _in_brackets(gold) == _in_brackets(answer):
         return comparison.same(read(gold, thousands=False), read(answer, thousands=False))
     return False
+
+
+def _in_brackets(text: str) -> bool:
+    return text.startswith(("(", "[", r"\{"))
 
 
 def _i_is_imaginary(gold: str, answer: str) -> bool:

@@ -31,7 +31,8 @@ _NAME = re.compile(
     | [fghFGHPEVCNTS] {_INDEX} (?: \^\{{?\s*-?1\s*\}}? | '+ )? \s* \( [^=<>]* \)          # f(2), f^{{-1}}(x), P(A | B)
     | [A-Za-z] {_INDEX} '* \s* \( \s* (?: -?[0-9]+ | [A-Z] ) \s* \)                        # a(5), n(A), but not x(x+1)
     | m? \s* \\(?:angle|triangle|arc|measuredangle|square) \s* \{{? [A-Za-z]{{1,4}} \}}?   # m\angle ABC
-    | [A-Z]{{2,4}} | \|\s*{_VECTOR}\s*\| | \| \s* [A-Z]{{1,3}} \s* \| | \[ \s* [A-Z]{{2,8}} \s* \]   # AB, |AB|, [ABC]
+    | [A-Z]{{2,4}} | \| \s* (?: [A-Z]{{1,3}} | {_VECTOR} ) \s* \| | \[ \s* [A-Z]{{2,8}} \s* \]  # AB, |AB|, [ABC]
+    | \\frac\{{[A-Z]{{2,3}}\}}\{{[A-Z]{{2,3}}\}}
     | \\frac\s*\{{\s*d[^{{}}]*\}}\s*\{{\s*d[^{{}}]*\}} .*                                   # dy/dx
     | \\(?:lim|sum|prod|int|max|min|sup|inf|gcd|lcm|det|deg|dim|ker|arg|Re|Im)(?![A-Za-z]) .*
     """,

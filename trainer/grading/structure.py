@@ -29,7 +29,7 @@ OPENING, CLOSING = "([{" + TEXT_OPEN, ")]}" + TEXT_CLOSE
 RELATION = re.compile(r"(\\(?:le|ge|ne|approx)(?![A-Za-z])|<|>|=)")
 
 _CONJUNCTION = re.compile(rf"(?:,\s*)?{TEXT_OPEN}\s*,?\s*(or|and)\s*{TEXT_CLOSE}")
-_PLAIN_CONJUNCTION = re.compile(r"(?:\s*,)?\s(or|and)\s", re.IGNORECASE)
+_PLAIN_CONJUNCTION = re.compile(r"(?:(?:\s*,)?\s|(?<=[)\]}0-9]))(or|and)(?:\s|(?=[(\[{0-9\\-]))", re.IGNORECASE)
 _THOUSANDS = re.compile(r"(?<![0-9.,])[0-9]{1,3}(?:,[0-9]{3})+(?![0-9]|,[0-9])")
 _BRACKET = re.compile(r"\\[{}]|[()\[\]]")
 _NAME = re.compile(

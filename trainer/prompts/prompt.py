@@ -13,6 +13,7 @@ that a policy is asked as it was trained. Before-and-after on another prompt com
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -39,16 +40,20 @@ class Prompt:
     instruction: str | None = None
     examples: tuple[Example, ...] = ()
 
-    def messages(self, question: str) -> list[dict[str, str]]:
-        """The chat messages of a question; the model answers the last."""
+    def messages(self, question: str, before: Sequence[dict[str, str]] = ()) -> list[dict[str, str]]:
+        """The chat messages of a question; the model answers the last.
+
+        before: turns that the data have before the question. This prompt's system turn takes the place of theirs.
+        """
 
         def user(text: str) -> dict[str, str]:
             return {"role": "user", "content": f"{text}\n\n{self.instruction}" if self.instruction else text}
 
         turns = [{"role": "system", "content": self.system_prompt}] if self.system_prompt else []
+        turns = turns or [turn for turn in before if turn["role"] == "system"]
         for example in self.examples:
             turns += [user(example.question), {"role": "assistant", "content": example.answer}]
-        return [*turns, user(question)]
+        return [*turns, *(turn for turn in before if turn["role"] != "system"), user(question)]
 
     def described(self) -> dict[str, Any]:
         """As JSON."""
