@@ -128,6 +128,9 @@ def test_interval_of_few_successes_is_wilsons_and_wider_than_that_of_none():
     many = np.array([1.0] * 10 + [0.0] * 14)
     drawn = bootstrap([Ratio.mean(many)], seed=0, stream="t")[:, 0]
     assert share_interval(10 / 24, drawn, 24) == interval(10 / 24, drawn)
+    spread = np.array([0.1] * 10 + [0.0] * 14)  # as many successes as `one`, in samples of ten problems
+    drawn = bootstrap([Ratio.mean(spread)], seed=0, stream="t")[:, 0]
+    assert share_interval(1 / 24, drawn, 24) == interval(1 / 24, drawn)
 
 
 def test_one_problem_has_no_interval():

@@ -23,7 +23,7 @@ import numpy as np
 
 REPLICATES = 10_000
 _Z = 1.959964  # of a normal distribution, 97.5% lie below
-_FEW = 10  # successes or failures below which the bootstrap is not trusted with a share
+_OFTEN_NONE = 1e-3  # share of replicates without any success, or failure: e^-7, so fewer than seven problems hold one
 _CHUNK_BYTES = 64 << 20  # weights are made and used in pieces: 10,000 x 1,319 of them would be 100 MB
 
 
@@ -125,14 +125,15 @@ def wilson(successes: float, n: int) -> tuple[float, float]:
 
 
 def share_interval(value: float, replicates: np.ndarray, problems: int) -> Estimate:
-    """`interval` for a share, Wilson's where fewer than ten problems are worth of successes or failures.
+    """`interval` for a share; Wilson's where resampling now and then loses every success or every failure.
 
-    Resampling a handful of them is too sure: 1 right of 24 would have a lower upper bound than 0 of 24 has by Wilson.
-    With several samples to a problem Wilson's is on the wide side, as it counts problems. None for a single problem.
+    With k problems that hold one, a replicate has none with probability e^-k. Where that is seen, k is a handful, and
+    the bootstrap too sure: 1 right of 24 would have a lower upper bound than 0 of 24 has by Wilson. With several samples
+    to a problem Wilson's is on the wide side, as it counts problems. None for a single problem.
     """
     if np.isnan(value) or problems < 2:
         return Estimate(value)
-    if problems * min(value, 1 - value) < _FEW:
+    if np.mean((replicates == 0.0) | (replicates == 1.0)) > _OFTEN_NONE:
         return Estimate(value, *wilson(value * problems, problems))
     return interval(value, replicates)
 
