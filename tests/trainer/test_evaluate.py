@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -97,7 +98,18 @@ def keys(directory):
 SHORT = ("--max_new_tokens", 12, "--batch_size", 3)
 
 
-def test_four_benchmarks_by_four_methods_give_every_record_once(byte_model, files, tmp_path):
+@pytest.fixture(scope="session")
+def switch_model(byte_model, tmp_path_factory) -> Path:
+    """The same, with a chat template that knows enable_thinking as Qwen3's does."""
+    path = tmp_path_factory.mktemp("switch") / "model"
+    shutil.copytree(byte_model, path)
+    template = path / "chat_template.jinja"
+    template.write_text(template.read_text() + "{% if not enable_thinking %}<think></think>{% endif %}")
+    return path
+
+
+def test_four_benchmarks_by_four_methods_give_every_record_once(switch_model, files, tmp_path):
+    byte_model = switch_model
     options = ("--methods", "thinking,no_thinking,cod,ccot", "--samples", 2, *SHORT)
     assert evaluate.main(arguments(byte_model, tmp_path, files, *options)) == 0
     found = keys(tmp_path)
@@ -120,6 +132,15 @@ def test_four_benchmarks_by_four_methods_give_every_record_once(byte_model, file
     before = contents(tmp_path)
     assert evaluate.main(arguments(byte_model, tmp_path, files, *options)) == 0
     assert contents(tmp_path) == before
+
+
+def test_two_names_for_one_prompt_are_one_method(byte_model, files, tmp_path, caplog):
+    """Without a switch in the template, thinking and no_thinking put the same prompt."""
+    data = {"gsm8k": files["gsm8k"]}
+    options = ("--methods", "thinking,no_thinking", *SHORT)
+    assert evaluate.main(arguments(byte_model, tmp_path, data, *options)) == 0
+    assert {record["method"] for record in read_records(tmp_path)} == {"thinking"}
+    assert "no_thinking asks as thinking does, and is left out beside it" in caplog.text
 
 
 def test_killed_runs_are_completed_to_the_responses_of_an_uninterrupted_one(byte_model, files, tmp_path):

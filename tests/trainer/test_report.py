@@ -120,6 +120,44 @@ def test_interval_of_a_share_of_none_or_all_is_wilsons():
     assert (all_.low, all_.high) == (pytest.approx(30 / (30 + z2)), 1.0)
 
 
+def test_interval_of_few_successes_is_wilsons_and_wider_than_that_of_none():
+    values = np.array([1.0] + [0.0] * 23)
+    one = share_interval(1 / 24, bootstrap([Ratio.mean(values)], seed=0, stream="t")[:, 0], 24)
+    assert (one.low, one.high) == pytest.approx(wilson(1, 24))
+    assert one.high > share_interval(0.0, np.zeros(10), 24).high
+    many = np.array([1.0] * 10 + [0.0] * 14)
+    drawn = bootstrap([Ratio.mean(many)], seed=0, stream="t")[:, 0]
+    assert share_interval(10 / 24, drawn, 24) == interval(10 / 24, drawn)
+    spread = np.array([0.1] * 10 + [0.0] * 14)  # as many successes as `one`, in samples of ten problems
+    drawn = bootstrap([Ratio.mean(spread)], seed=0, stream="t")[:, 0]
+    assert share_interval(1 / 24, drawn, 24) == interval(1 / 24, drawn)
+
+
+def test_one_problem_has_no_interval():
+    (column,) = bootstrap([Ratio.mean(np.array([3.0]))], seed=0, stream="t").T
+    assert not interval(3.0, column).has_interval
+    assert not share_interval(1.0, column, 1).has_interval
+    some = bootstrap([Ratio(np.array([1.0, 0.0]), np.array([1.0, 0.0]))], seed=0, stream="t")[:, 0]
+    assert not interval(1.0, some).has_interval  # two problems, of which one carries the quantity
+
+
+def test_a_length_that_was_cut_off_is_a_lower_bound(tmp_path, capsys):
+    records = [make_record(f"p{i}", correct=True, length=10, clipped=i < 2) for i in range(20)]
+    write_run(tmp_path / "much", records)
+    write_run(tmp_path / "little", [{**r, "finish_reason": "length" if r["id"] == "p0" else "stop"} for r in records])
+    much, little = (run_report(capsys, tmp_path / name) for name in ("much", "little"))
+    assert "≥10.00" in much
+    assert "more than 5% were cut off" in much
+    assert "≥" not in little  # 1 of 20 is not more than 5%
+
+
+def test_the_share_without_an_answer_is_told(tmp_path, capsys):
+    records = [make_record(f"p{i}", correct=i > 0, length=10) for i in range(4)]  # the wrong one has no answer
+    results = summarise([load_run("r", write_run(tmp_path / "r", records))])
+    assert results.cells[0, "gsm8k"]["no answer"].value == 0.25
+    assert "no answer" in run_report(capsys, tmp_path / "r")
+
+
 # ------------------------------------------------------------------------------------------------------ one directory
 def test_every_quantity_of_a_hand_made_run(tmp_path):
     run = load_run("r", write_run(tmp_path / "r", two_methods(), samples=2))

@@ -126,15 +126,15 @@ def test_rows_without_ground_truth_get_no_reward():
     assert cer_reward(completions=[RIGHT] * 2, ground_truth=truths, teca=[0.0, math.nan]) == [1.5, None]
 
 
-def test_accuracy_is_logged():
+def test_accuracy_and_missing_answers_are_logged():
     logged = []
     cer_reward(
-        completions=[RIGHT, WRONG, RIGHT, RIGHT],
-        ground_truth=["7", "7", None, "7"],
-        teca=[0.1] * 4,
+        completions=[RIGHT, WRONG, RIGHT, RIGHT, "I do not know."],
+        ground_truth=["7", "7", None, "7", "7"],
+        teca=[0.1] * 5,
         log_metric=lambda *entry: logged.append(entry),
     )
-    assert logged == [("accuracy", pytest.approx(2 / 3))]
+    assert logged == [("accuracy", 2 / 4), ("no_answer", 1 / 4)]
 
 
 @pytest.mark.parametrize(("name", "keyword"), [("cer", "teca"), ("total_entropy", "entropy_sum")])

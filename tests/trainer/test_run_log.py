@@ -18,6 +18,7 @@ from trainer.training.run import build
 
 def length_reward(completions, completion_ids, log_metric, **kwargs):
     log_metric("accuracy", 0.25)
+    log_metric("no_answer", 0.5)
     return [float(len(ids) % 5) for ids in completion_ids]
 
 
@@ -71,6 +72,7 @@ def test_log_holds_every_number_of_every_step(finished):
         for _, _, names, _ in run_log.COLUMNS:
             assert any(isinstance(record.get(name), float) for name in names), names
         assert record["accuracy"] == 0.25
+        assert record["no_answer"] == 0.5
         assert 0 < record["teca"] <= torch.tensor(125.0).log().item()
         assert record["padding_alarm"] == 0.0
         assert all(record[f"time/{part}"] > 0 for part in ("generate", "score", "train"))

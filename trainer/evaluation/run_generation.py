@@ -76,7 +76,18 @@ def warn_about_template(tokenizer: PreTrainedTokenizerBase, chosen: dict[str, Me
     if not tokenizer.chat_template:
         log.warning("the model has no chat template: prompts are 'system prompt, Question: ..., Answer:' in plain text")
     elif "no_thinking" in chosen and "enable_thinking" not in str(tokenizer.chat_template):
-        log.warning("the chat template has no enable_thinking switch: no_thinking asks as thinking does")
+        log.warning(
+            "the chat template has no enable_thinking switch: no_thinking asks as thinking does%s",
+            ", and is left out beside it" if "thinking" in chosen else "",
+        )
+
+
+def without_twins(work: list[Work]) -> list[Work]:
+    """One Work for those of a benchmark whose prompts are the same: the first; two names do not make two methods."""
+    kept: dict[tuple, Work] = {}
+    for item in work:
+        kept.setdefault((item.benchmark, tuple(item.prompt_ids)), item)
+    return list(kept.values())
 
 
 def generate(arguments: argparse.Namespace) -> None:
@@ -106,7 +117,7 @@ def generate(arguments: argparse.Namespace) -> None:
     tokenizer = loading.load_tokenizer(model, arguments.revision)
     warn_about_template(tokenizer, chosen)
     early_exit = early_exit_rule(arguments, tokenizer)
-    work = list(prepare_work(tokenizer, benchmarks, chosen))
+    work = without_twins(list(prepare_work(tokenizer, benchmarks, chosen)))
     longest, where = max(
         (len(ids), f"{item.benchmark} {item.method}, id {problem.id}")
         for item in work

@@ -20,6 +20,7 @@ table is written anew after every stage, from what is there.
 from __future__ import annotations
 
 import argparse
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -132,7 +133,10 @@ def report(plan: Plan) -> None:
             | {"temperature": plan.temperature, "max_new_tokens": plan.max_new_tokens, "options": list(plan.options)},
             "commands": [stage.shown() for stage in stages(plan)],
             "policies": found,
-            "provenance": provenance("cpu"),
+            "provenance": {
+                **provenance("cpu"),
+                "command": shlex.join(["python", "-m", "trainer.experiment", *sys.argv[1:]]),
+            },
         },
     )
     write_text(plan.output / "table.md", table(found, plan))

@@ -22,6 +22,7 @@ class PerProblem:
     right: np.ndarray
     length: np.ndarray
     clipped: np.ndarray
+    unanswered: np.ndarray
     teca_right: np.ndarray
     teca_wrong: np.ndarray
     teca_right_n: np.ndarray
@@ -51,6 +52,7 @@ def per_problem(responses: Responses, index: dict[str, int]) -> PerProblem:
         right=total(right),
         length=total(np.array(responses.length)),
         clipped=total(np.array(responses.clipped)),
+        unanswered=total(~np.array(responses.answered, dtype=bool)),
         teca_right=total(np.where(right & has_teca, teca, 0)),
         teca_wrong=total(np.where(~right & has_teca, teca, 0)),
         teca_right_n=total(right & has_teca),

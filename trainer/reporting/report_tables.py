@@ -12,6 +12,8 @@ from trainer.reporting.results import AVERAGE, Results, Row
 from trainer.reporting.statistics import Estimate
 from trainer.reporting.table import DASH, Table, TableCell
 
+_MUCH_CLIPPED = 0.05  # share of responses cut off at the limit from which their mean length is a lower bound
+
 
 def _percent(estimate: Estimate, digits: int = 2) -> TableCell:
     return _number(Estimate(100 * estimate.value, 100 * estimate.low, 100 * estimate.high), digits)
@@ -44,7 +46,8 @@ def _sections(rows: list[Row]) -> list[tuple[str, list[int]]]:
 def result_tables(results: Results, *, seed: int, intervals: bool = True) -> list[Table]:
     """ACC, LEN and dLEN in the layout of the published tables (two benchmarks each), then everything else."""
     groups = [*results.benchmarks, *([AVERAGE] if len(results.benchmarks) > 1 else [])]
-    how = f"95% intervals: bootstrap over problems, each with all its samples, seed {seed}."
+    how = "≥: more than 5% were cut off at the limit. " if _some_clipped(results) else ""
+    how += f"95% intervals: bootstrap over problems, each with all its samples, seed {seed}."
     if results.baseline:
         how = f"dLEN against {results.baseline.name}. {how}"
     else:
@@ -72,11 +75,17 @@ def result_tables(results: Results, *, seed: int, intervals: bool = True) -> lis
     return [*tables, _detail_table(results, intervals)]
 
 
+def _some_clipped(results: Results) -> bool:
+    return any(cell["clipped"].value > _MUCH_CLIPPED for cell in results.cells.values())
+
+
 def _main_cells(table: Table, results: Results, index: int, name: str, intervals: bool) -> list[TableCell]:
     cell = results.cells.get((index, name))
     if cell is None:
         return [TableCell(DASH) for _ in range(3)]
     made = [_percent(cell["ACC"]), _number(cell["LEN"], 2), _percent(cell["dLEN"])]
+    if cell["LEN"].defined and cell["clipped"].value > _MUCH_CLIPPED:
+        made[1].value = f"≥{made[1].value}"
     if made[2].value != DASH:
         made[2].value += "%"
     made[0].mark = ",".join(table.mark(note) for note in cell.notes)
@@ -86,8 +95,9 @@ def _main_cells(table: Table, results: Results, index: int, name: str, intervals
 
 
 def _detail_table(results: Results, intervals: bool) -> Table:
-    columns = ["problems", "samples", *(f"pass@{k}" for k in results.pass_at), "clipped", "TECA right", "TECA wrong"]
-    shares = ", ".join([f"pass@{k}" for k in results.pass_at] + ["clipped responses"])
+    columns = ["problems", "samples", *(f"pass@{k}" for k in results.pass_at), "clipped", "no answer"]
+    columns += ["TECA right", "TECA wrong"]
+    shares = ", ".join([f"pass@{k}" for k in results.pass_at] + ["clipped responses", "responses without an answer"])
     shares = shares[0].upper() + shares[1:] if not results.pass_at else shares
     caption = f"{shares} (%), and the last TECA of right and wrong answers (nats)."
     table = Table(caption, [("", columns)], [])
@@ -101,7 +111,12 @@ def _detail_table(results: Results, intervals: bool) -> Table:
             mark = ",".join(table.mark(note) for note in cell.notes)
             cells = [TableCell(str(cell.problems), mark=mark), TableCell(str(high) if low == high else f"{low}-{high}")]
             cells += [_percent(cell[f"pass@{k}"]) for k in results.pass_at]
-            cells += [_percent(cell["clipped"]), _number(cell["TECA right"], 4), _number(cell["TECA wrong"], 4)]
+            cells += [
+                _percent(cell["clipped"]),
+                _percent(cell["no answer"]),
+                _number(cell["TECA right"], 4),
+                _number(cell["TECA wrong"], 4),
+            ]
             for shown in cells:
                 shown.interval = shown.interval if intervals else ""
             rows.append((row.name, cells))

@@ -3,7 +3,8 @@
     ACC    mean over problems of the share of right samples                      percent in the tables
     LEN    mean over problems of the mean response length                        tokens
     dLEN   (LEN of the baseline - LEN) / LEN of the baseline                     on the problems that both have
-    pass@k, clipped share, TECA of right and of wrong answers (mean of the last value over those responses, nats)
+    pass@k, clipped share, share without a final answer
+    TECA of right and of wrong answers (mean of the last value over those responses, nats)
     average: mean of ACC and of LEN over all benchmarks of the report; its dLEN from the averaged lengths
 
 Whatever is incomplete is said in a note, and an average over incomplete parts is not given.
@@ -124,6 +125,7 @@ def _summarise_benchmark(results: Results, benchmark: str, seed: int, kept: dict
             "ACC": s.mean(s.right),
             "LEN": s.mean(s.length),
             "clipped": s.mean(s.clipped),
+            "no answer": s.mean(s.unanswered),
             "TECA right": Ratio(s.teca_right, s.teca_right_n),
             "TECA wrong": Ratio(s.teca_wrong, s.teca_wrong_n),
         }
@@ -144,7 +146,7 @@ def _summarise_benchmark(results: Results, benchmark: str, seed: int, kept: dict
             if owner != i or name in ("own common", "baseline common"):
                 continue
             value, drawn = values[i, name], columns[i, name]
-            share = name in ("ACC", "clipped") or name.startswith("pass@")
+            share = name in ("ACC", "clipped", "no answer") or name.startswith("pass@")
             cell.values[name] = share_interval(value, drawn, cell.problems) if share else interval(value, drawn)
         if (i, "own common") in columns:
             dlen = 1 - values[i, "own common"] / values[i, "baseline common"]
@@ -193,6 +195,7 @@ def _average(results: Results, index: int, kept: dict) -> Cell:
     average.values = {
         "ACC": share_interval(*over_benchmarks(index, "ACC"), average.problems),
         "LEN": interval(*over_benchmarks(index, "LEN")),
+        "clipped": Estimate(max(cell["clipped"].value for cell in cells)),
     }
     base_index = results.rows.index(results.baseline) if results.baseline else index
     if base_index != index and all((base_index, b) in results.cells for b in results.benchmarks):

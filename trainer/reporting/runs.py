@@ -24,6 +24,7 @@ class Responses:
     correct: list[bool] = field(default_factory=list)
     length: list[int] = field(default_factory=list)  # tokens
     clipped: list[bool] = field(default_factory=list)  # finish_reason is "length"
+    answered: list[bool] = field(default_factory=list)  # a final answer was found in it
     teca: list[float] = field(default_factory=list)  # nats, at the last token; NaN for an empty response
     doubled: int = 0  # records of an (id, sample) that was there already, left out
 
@@ -66,6 +67,7 @@ def load_run(label: str, directory: str | Path) -> Run:
         pair.correct.append(record["is_correct"])
         pair.length.append(record["response_length"])
         pair.clipped.append(record["finish_reason"] == "length")
+        pair.answered.append(record["extracted_answer"] is not None)
         pair.teca.append(record["teca"][-1] if record["teca"] else float("nan"))
     if not responses:
         raise ValueError(f"{directory}: its records files are empty")

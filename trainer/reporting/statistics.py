@@ -23,6 +23,7 @@ import numpy as np
 
 REPLICATES = 10_000
 _Z = 1.959964  # of a normal distribution, 97.5% lie below
+_OFTEN_NONE = 1e-3  # share of replicates without any success, or failure: e^-7, so fewer than seven problems hold one
 _CHUNK_BYTES = 64 << 20  # weights are made and used in pieces: 10,000 x 1,319 of them would be 100 MB
 
 
@@ -74,7 +75,8 @@ def bootstrap(ratios: list[Ratio], *, seed: int, stream: str, replicates: int = 
         replicates: R.
 
     Returns:
-        float64; NaN where none of the drawn problems carries the quantity.
+        float64; NaN where none of the drawn problems carries the quantity, and in all of a column whose quantity only
+        one problem carries: drawing it again and again says nothing about its spread.
     """
     num = np.stack([ratio.num for ratio in ratios], axis=1)  # (P, M)
     den = np.stack([ratio.den for ratio in ratios], axis=1)
@@ -89,6 +91,7 @@ def bootstrap(ratios: list[Ratio], *, seed: int, stream: str, replicates: int = 
         totals = weights @ den
         with np.errstate(invalid="ignore"):
             out[start:stop] = np.where(totals > 0, (weights @ num) / np.where(totals > 0, totals, 1), np.nan)
+    out[:, (den > 0).sum(axis=0) < 2] = np.nan
     return out
 
 
@@ -104,10 +107,12 @@ def interval(value: float, replicates: np.ndarray) -> Estimate:
     return Estimate(value, float(low), float(high))
 
 
-def wilson(successes: int, n: int) -> tuple[float, float]:
+def wilson(successes: float, n: int) -> tuple[float, float]:
     """Wilson's 95% interval of a share, within [0, 1]: right where n is small or the share near 0 or 1.
 
         (s + z^2/2 +- z sqrt(s (n - s)/n + z^2/4)) / (n + z^2),   z = 1.96
+
+    successes: whole, or the sum over n problems of the share of right samples to each.
 
     Source: Wilson 1927, Journal of the American Statistical Association 22.
     """
@@ -120,9 +125,16 @@ def wilson(successes: int, n: int) -> tuple[float, float]:
 
 
 def share_interval(value: float, replicates: np.ndarray, problems: int) -> Estimate:
-    """`interval` for a share: where every problem scores 0, or every one 1, resampling can't move: Wilson's then."""
-    if problems > 0 and value in (0.0, 1.0):
-        return Estimate(value, *wilson(round(value * problems), problems))
+    """`interval` for a share; Wilson's where resampling now and then loses every success or every failure.
+
+    With k problems that hold one, a replicate has none with probability e^-k. Where that is seen, k is a handful, and
+    the bootstrap too sure: 1 right of 24 would have a lower upper bound than 0 of 24 has by Wilson. With several
+    samples to a problem Wilson's is on the wide side, as it counts problems. None for a single problem.
+    """
+    if np.isnan(value) or problems < 2:
+        return Estimate(value)
+    if np.mean((replicates == 0.0) | (replicates == 1.0)) > _OFTEN_NONE:
+        return Estimate(value, *wilson(value * problems, problems))
     return interval(value, replicates)
 
 

@@ -72,6 +72,7 @@ _LATEX = {c: "\\" + c for c in "&%$#_{}"} | {
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
     "–": "--",
+    "≥": r"$\geq$",
     "<": "$<$",
     ">": "$>$",
 }

@@ -39,7 +39,7 @@ def results_csv(results: Results) -> list[tuple]:
         row = results.rows[index]
         quantities = ["ACC", "LEN", "dLEN"]
         if benchmark != AVERAGE:
-            quantities += [*(f"pass@{k}" for k in results.pass_at), "clipped", "TECA right", "TECA wrong"]
+            quantities += [*(f"pass@{k}" for k in results.pass_at), "clipped", "no answer", "TECA right", "TECA wrong"]
         notes = "; ".join(cell.notes)
         for name in quantities:
             value = _plain(cell[name])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from trainer.grading import grade
+from trainer.grading import extract_answer, grade
 
 Completion = str | list[dict]
 Rewards = list[float | None]
@@ -22,16 +22,19 @@ def completion_text(completion: Completion) -> str:
 
 
 def grade_completions(completions: list[Completion], ground_truth: list, log_metric=None) -> list[bool | None]:
-    """Returns right, wrong or None (no ground truth) per completion, and logs the share of right ones as "accuracy"."""
+    """Returns right, wrong or None (no ground truth) per completion.
+
+    Logs the share of right ones as "accuracy", and the share in which no final answer was found as "no_answer".
+    """
     if len(completions) != len(ground_truth):
         raise ValueError(f"{len(ground_truth)} values of ground_truth for {len(completions)} completions")
-    correct = [
-        None if truth is None else grade(completion_text(completion), truth)
-        for completion, truth in zip(completions, ground_truth, strict=True)
-    ]
+    texts = [completion_text(completion) for completion in completions]
+    correct = [None if truth is None else grade(text, truth) for text, truth in zip(texts, ground_truth, strict=True)]
     graded = [right for right in correct if right is not None]
     if log_metric is not None and graded:
         log_metric("accuracy", sum(graded) / len(graded))
+        wrong = [text for text, right in zip(texts, correct, strict=True) if right is False]  # a right one has one
+        log_metric("no_answer", sum(extract_answer(text) is None for text in wrong) / len(graded))
     return correct
 
 

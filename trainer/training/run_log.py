@@ -215,6 +215,7 @@ class JsonLinesLog(TrainerCallback):
 COLUMNS: tuple[tuple[str, int, tuple[str, ...], str], ...] = (
     ("reward", 6, ("reward",), "{:.3f}"),
     ("acc", 5, ("accuracy",), "{:.3f}"),
+    ("no ans", 6, ("no_answer",), "{:.0%}"),
     ("TECA", 6, ("teca",), "{:.3f}"),
     ("length", 7, ("completions/mean_length",), "{:.1f}"),
     ("clipped", 7, ("completions/clipped_ratio",), "{:.1%}"),
