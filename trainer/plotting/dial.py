@@ -131,7 +131,7 @@ def dial(points: list[DialPoint]) -> Figure:
                 linewidth=1.2,
                 label=label(sweep, 60),
             )
-            for point in here:
+            for point in _apart(here):
                 at = (point.length.value, 100 * point.accuracy.value)
                 axis.annotate(
                     label(point.name), at, xytext=(4, -9), textcoords="offset points", fontsize=6.5, color=colour
@@ -142,8 +142,21 @@ def dial(points: list[DialPoint]) -> Figure:
     for axis in axes:
         handles |= {text: handle for handle, text in zip(*axis.get_legend_handles_labels(), strict=True)}
     names = [label(sweep, 60) for sweep in sweeps]
-    made.legend([handles[name] for name in names], names, loc="outside lower center", ncols=2)
+    made.legend([handles[name] for name in names], names, loc="outside lower center", ncols=len(axes))
     return made
+
+
+def _apart(points: list[DialPoint]) -> list[DialPoint]:
+    """Points far enough from one another to be named; the first of those that coincide stands for them."""
+    named: list[DialPoint] = []
+    for point in points:
+        if all(
+            abs(point.length.value - other.length.value) > 0.02 * other.length.value
+            or abs(point.accuracy.value - other.accuracy.value) > 0.02
+            for other in named
+        ):
+            named.append(point)
+    return named
 
 
 def _reach(estimates: list[Estimate], unit: float) -> np.ndarray:

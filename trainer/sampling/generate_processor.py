@@ -42,8 +42,12 @@ class TecaLogitsProcessor(LogitsProcessor):
 def recorded_generate(model: PreTrainedModel, teca: BatchTeca) -> Iterator[None]:
     """While it lasts, `model.generate` records into `teca`; for callers that leave no room for a processor."""
     processors = LogitsProcessorList([TecaLogitsProcessor(teca)])
+    own = vars(model).get("generate")  # FSDP2 puts one into the instance, which gathers the weights
     model.generate = functools.partial(model.generate, logits_processor=processors)
     try:
         yield
     finally:
-        del model.generate  # the class's own shows again
+        if own is None:
+            del model.generate  # the class's shows again
+        else:
+            model.generate = own
