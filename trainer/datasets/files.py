@@ -1,8 +1,8 @@
 """Local data files -> records, read as they are written.
 
 In: paths of .jsonl, .json and .parquet files. Out: a list of dicts. A path is a path: [ ] * and :: in it mean nothing.
-Numbers keep their digits: integers have any size, and decimals stay text (NumberText), since 0.10 is not 0.1 to everybody
-and 1.2345678901234568e+22 is no answer. A .json file holds a list of objects, an object of columns, or one object per
+Numbers keep their digits: integers have any size, and decimals stay text (NumberText), since 0.10 is not 0.1 to
+everybody and 1.2345678901234568e+22 is no answer. A .json file holds a list of objects, an object of columns, or one object per
 line. Every failure is a DataError with file and line.
 """
 
@@ -99,6 +99,6 @@ def decoded(line: bytes, where: str) -> str:
         return line.decode("utf-8-sig" if where.endswith(", line 1") else "utf-8")
     except UnicodeDecodeError as error:
         raise DataError(
-            f"{where}: byte {error.start + 1} (0x{line[error.start]:02x}) is not UTF-8. If the file is in Latin-1, convert "
-            "it: iconv -f ISO-8859-1 -t UTF-8 OLD > NEW"
+            f"{where}: byte {error.start + 1} (0x{line[error.start]:02x}) is not UTF-8. If the file is in Latin-1, "
+            "convert it: iconv -f ISO-8859-1 -t UTF-8 OLD > NEW"
         ) from None

@@ -1,7 +1,7 @@
 """A record's prompt as the turns of a conversation: the form of TRL and verl.
 
-In: [{"role": "system", "content": ...}, {"role": "user", "content": ...}], worked examples as turns between, contents as
-text or as parts of text. Out: the question (the last turn, the user's) and the turns before it.
+In: [{"role": "system", "content": ...}, {"role": "user", "content": ...}], worked examples as turns between, contents
+as text or as parts of text. Out: the question (the last turn, the user's) and the turns before it.
 """
 
 from trainer.datasets.answers import encodable
@@ -12,7 +12,7 @@ _ROLES = ("system", "user", "assistant")
 
 
 def question_and_turns(prompt: list, where: str) -> tuple[str, list[Turn]]:
-    """Returns (the question, the turns before it). Raises DataError for what is no conversation that awaits an answer."""
+    """Returns (the question, the turns before it). Raises DataError for what does not await an answer."""
     turns = [_turn(turn, f"{where}, turn {number}") for number, turn in enumerate(prompt, 1)]
     if not turns or turns[-1]["role"] != "user":
         raise DataError(f"{where}: expected messages that end in the user's question, got {_shown(prompt)}")

@@ -109,7 +109,8 @@ def _is_there(records: Records, name: str) -> bool:
     outer, dot, inner = name.partition(".")
     if name in records.columns or not dot or outer not in records.columns:
         return name in records.columns
-    return any(isinstance(records[row].get(outer), dict) and inner in records[row][outer] for row in range(len(records)))
+    outers = (records[row].get(outer) for row in range(len(records)))
+    return any(isinstance(value, dict) and inner in value for value in outers)
 
 
 def value_of(record: dict, name: str):
