@@ -13,6 +13,7 @@ from trainer.catalogue.methods import Method
 from trainer.catalogue.rewards import Reward, find
 from trainer.datasets import load_problems
 from trainer.experiment.result_table import BEFORE, result_table
+from trainer.prompts.prompt import Prompt
 from trainer.records.names import benchmarks_in_order, methods_in_order, title
 from trainer.rewards import accuracy_reward, reward_function
 from trainer.tiny import problems as word_problems
@@ -35,7 +36,7 @@ def new_entries(monkeypatch):
         rewards.REWARDS, "kindness", Reward("trainer.rewards:accuracy_reward", "1 for the kind", "kindness alone")
     )
     monkeypatch.setitem(data_sets.DATA_SETS, "gaokao", DataSet("GAOKAO", "nobody/gaokao"))
-    monkeypatch.setitem(methods.METHODS, "haiku", Method("as a haiku", "Answer in seventeen syllables."))
+    monkeypatch.setitem(methods.METHODS, "haiku", Method("as a haiku", Prompt("Answer in seventeen syllables.", None)))
     monkeypatch.setitem(word_problems.DESIGNS, "stroll", word_problems.Design("exploration without an aim"))
 
 
@@ -74,7 +75,7 @@ def test_one_entry_reaches_evaluation_and_its_help(new_entries, capsys):
     text = " ".join(capsys.readouterr().out.split())
     assert "aime25, gaokao," in text
     assert "ccot, haiku" in text
-    assert chosen(["haiku"])["haiku"].system_prompt == "Answer in seventeen syllables."
+    assert chosen(["haiku"])["haiku"].prompt.system_prompt == "Answer in seventeen syllables."
 
 
 def test_one_entry_reaches_titles_and_order_of_reports(new_entries):

@@ -323,6 +323,11 @@ def parse(argv: list[str]):
         return "from the command line" if name in given else "from the recipe" if name in recipe else "by default"
 
     run, config, model = _parse_once(recipe, rest)
+    for name in run.reward:
+        try:
+            find(name)
+        except ValueError as error:
+            raise ConfigError(f"reward {error}") from error
     option_checks.check_values(run, config, model, origin)
     if run.completions_per_update is not None:
         _check_one_batch_size(run, config, origin("gradient_accumulation_steps"))
@@ -353,11 +358,6 @@ def _check_one_batch_size(run: RunArguments, config, origin: str) -> None:
 
 def check(run: RunArguments, config, model) -> None:
     """What can be known to be wrong before anything is loaded. Raises ConfigError."""
-    for name in run.reward:
-        try:
-            find(name)
-        except ValueError as error:
-            raise ConfigError(f"reward {error}") from error
     option_checks.check_devices_and_packages(config, model)
     _check_evaluation(run, config)
     if config.use_vllm:
