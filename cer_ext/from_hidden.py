@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from cer_ext import arguments, ops, shards, vocab_parallel
+from cer_ext import checks, ops, shards, vocab_parallel
 from cer_ext.custom_op import (
     define_op,
     mark_unwanted,
@@ -215,18 +215,18 @@ BACKWARD = define_op(
 
 def checked_head(
     hidden: Any, weight: Any, target: Any, bias: Any, *, group: Any, validate: Any, **options: Any
-) -> arguments.Head:
+) -> checks.Head:
     """The call's arguments, checked; where a group waits for this rank, it is told of an error."""
-    group = arguments.check_group(group)
+    group = checks.check_group(group)
     try:
-        return arguments.check_head(hidden, weight, target, bias, group=group, validate=validate, **options)
+        return checks.check_head(hidden, weight, target, bias, group=group, validate=validate, **options)
     except (TypeError, ValueError) as error:
         if group is not None:
             shards.withdraw(group, validate, error)
         raise
 
 
-def run_head(head: arguments.Head, want_entropy: bool, want_lse: bool) -> tuple[Tensor, Tensor | None, Tensor]:
+def run_head(head: checks.Head, want_entropy: bool, want_lse: bool) -> tuple[Tensor, Tensor | None, Tensor]:
     """logprobs, entropy (None where unwanted) and lse (empty where unwanted) of a checked call."""
     if head.group is not None:
         return vocab_parallel.run_shard(head, want_entropy, want_lse)
@@ -396,7 +396,7 @@ def linear_logprobs_and_entropy(
         split_tokens=split_tokens,
     )
     refuse_forward_mode(hidden=head.hidden, weight=head.weight, bias=head.bias, temperature=head.temperature)
-    want_entropy = arguments.check_flag("return_entropy", return_entropy)
-    want_lse = arguments.check_flag("return_lse", return_lse)
+    want_entropy = checks.check_flag("return_entropy", return_entropy)
+    want_lse = checks.check_flag("return_lse", return_lse)
     logprobs, entropy, lse = run_head(head, want_entropy, want_lse)
     return (logprobs, entropy, lse) if want_lse else (logprobs, entropy)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from cer_ext import arguments, ops
+from cer_ext import checks, ops
 from cer_ext.custom_op import (
     define_op,
     mark_unwanted,
@@ -405,25 +405,23 @@ def logprobs_and_entropy(
         >>> entropy
         tensor([1.3863, 0.0025])
     """
-    logits = arguments.as_tensor("logits", logits)
-    arguments.check_floating("logits", logits)
+    logits = checks.as_tensor("logits", logits)
+    checks.check_floating("logits", logits)
     full_shape = logits.shape
     if not full_shape or not full_shape[-1]:
         raise ValueError(f"logits: expected shape (..., V) with V >= 1, got {tuple(full_shape)}")
     shape = full_shape[:-1]
-    target = arguments.check_target(target, shape, "logits", logits)
-    per_row, temperature_all = arguments.check_temperature(temperature, shape, "logits", logits)
-    inplace_backward = arguments.check_flag("inplace_backward", inplace_backward) and not torch.compiler.is_compiling()
+    target = checks.check_target(target, shape, "logits", logits)
+    per_row, temperature_all = checks.check_temperature(temperature, shape, "logits", logits)
+    inplace_backward = checks.check_flag("inplace_backward", inplace_backward) and not torch.compiler.is_compiling()
     if inplace_backward:
         _check_inplace_backward(logits)
     refuse_forward_mode(logits=logits, temperature=per_row)
-    scalars = Scalars(
-        temperature_all, arguments.check_logit_scale(logit_scale), arguments.check_softcap(softcap)
-    ).pack()
-    ignore_index = arguments.check_integer("ignore_index", ignore_index)
-    want_entropy = arguments.check_flag("return_entropy", return_entropy)
-    want_lse = arguments.check_flag("return_lse", return_lse)
-    validate = arguments.check_validate(validate, logits.device)
+    scalars = Scalars(temperature_all, checks.check_logit_scale(logit_scale), checks.check_softcap(softcap)).pack()
+    ignore_index = checks.check_integer("ignore_index", ignore_index)
+    want_entropy = checks.check_flag("return_entropy", return_entropy)
+    want_lse = checks.check_flag("return_lse", return_lse)
+    validate = checks.check_validate(validate, logits.device)
     if may_skip_dispatcher(logits, target, per_row):
         logprobs, entropy, lse, _ = _compute(
             logits, target, per_row, scalars, ignore_index, want_entropy, want_lse, validate, want_stats=False

@@ -23,7 +23,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from cer_ext import arguments, ops
+from cer_ext import checks, ops
 from cer_ext.head_passes import Needed
 from cer_ext.rows import Rows, alive_rows, check_target_values
 from cer_ext.shards import Shards
@@ -52,7 +52,7 @@ class Result(NamedTuple):
 class _Sums:
     """Gradients of one pass, accumulated in float32 (float64), None where none is needed."""
 
-    def __init__(self, head: arguments.Head, needed: Needed, rows: int) -> None:
+    def __init__(self, head: checks.Head, needed: Needed, rows: int) -> None:
         vocabulary, width = head.weight.shape
         dtype, device = ops.real_dtype(head.hidden.dtype), head.hidden.device
         self.hidden = torch.zeros((rows, width), dtype=dtype, device=device) if needed.hidden else None
@@ -192,7 +192,7 @@ class _Call(NamedTuple):
         sums.end_rows()
 
 
-def one_pass(head: arguments.Head, loss_fn: LossFunction, want_entropy: bool, needed: Needed) -> Result:
+def one_pass(head: checks.Head, loss_fn: LossFunction, want_entropy: bool, needed: Needed) -> Result:
     shards = None if head.group is None else layout(head, want_entropy, want_lse=False)
     tokens = Tokens.of(head.hidden, head.target, head.temperature, shards if head.split_tokens else None)
     target = tokens.target
@@ -231,7 +231,7 @@ def one_pass(head: arguments.Head, loss_fn: LossFunction, want_entropy: bool, ne
     return Result(loss, logprobs, entropy, sums.spread(rows, total))
 
 
-def _call(head: arguments.Head, hidden: Tensor, rows: Rows, shards: Shards | None, plan: Plan | None = None) -> _Call:
+def _call(head: checks.Head, hidden: Tensor, rows: Rows, shards: Shards | None, plan: Plan | None = None) -> _Call:
     plan = plan or _plan(head, hidden, shards)
     bias = None if head.bias is None else head.bias.to(ops.real_dtype(hidden.dtype)).contiguous()
     transform = Transform.of(head.scalars.pack(), rows.inverse, bias)
@@ -239,7 +239,7 @@ def _call(head: arguments.Head, hidden: Tensor, rows: Rows, shards: Shards | Non
     return _Call(matrices, rows, transform, head.ignore_index, head.weight.shape[0], shards)
 
 
-def _plan(head: arguments.Head, hidden: Tensor, shards: Shards | None, row_unit: int = 1) -> Plan:
+def _plan(head: checks.Head, hidden: Tensor, shards: Shards | None, row_unit: int = 1) -> Plan:
     return Plan.of(
         hidden,
         head.weight,
@@ -253,7 +253,7 @@ def _plan(head: arguments.Head, hidden: Tensor, shards: Shards | None, row_unit:
 
 
 def _split_tokens(
-    head: arguments.Head,
+    head: checks.Head,
     loss_fn: LossFunction,
     want_entropy: bool,
     needed: Needed,

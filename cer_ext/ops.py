@@ -3,7 +3,7 @@
 In: tensors (any device the package has kernels for). Out: the same tensors, written. This file packs addresses, strides
 and dtype codes for csrc (kernels.h states what each operation computes), and adds what a kernel cannot know: the device
 to make current, torch's current stream, how many threads torch may use. No mathematics, and no checks of user input:
-those are in arguments.py; the custom ops around the kernels are in from_logits.py, from_hidden.py and teca.py.
+those are in checks.py; the custom ops around the kernels are in from_logits.py, from_hidden.py and teca.py.
 
 Lifetime: every tensor whose address is passed is an argument of the function that passes it, so it outlives the call.
 On CUDA the kernel may still run when the function returns; torch's caching allocator keeps the memory for the stream.

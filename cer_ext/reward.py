@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cer_ext import arguments, ops
+from cer_ext import checks, ops
 from cer_ext.teca import check_mask
 
 LEAST_SCALE_NATS = 1.0  # e^S: among how many responses a policy chooses; below one nat hardly a choice is left
@@ -46,7 +46,7 @@ def _check_correct(correct: Any, device: torch.device) -> Tensor:
             correct = torch.tensor(correct, device=device)
         except (TypeError, ValueError, RuntimeError) as error:
             raise TypeError(f"correct: expected booleans, got {correct!r}") from error
-    correct = arguments.as_tensor("correct", correct)
+    correct = checks.as_tensor("correct", correct)
     if correct.dtype == torch.bool:
         return correct
     bad = (correct != 0) & (correct != 1)
@@ -84,11 +84,11 @@ def cer_reward(teca_or_last: Any, correct: Any, *, mask: Any = None, weight: flo
         >>> cer_reward(torch.tensor([0.0, 0.6931, 0.1]), torch.tensor([True, True, False]))
         tensor([1.5000, 1.2500, 0.0000])
     """
-    teca = arguments.as_tensor("teca_or_last", teca_or_last)
-    arguments.check_floating("teca_or_last", teca)
+    teca = checks.as_tensor("teca_or_last", teca_or_last)
+    checks.check_floating("teca_or_last", teca)
     correct = _check_correct(correct, teca.device)
-    arguments.check_same_device("correct", correct, "teca_or_last", teca)
-    weight = arguments.check_number("weight", weight)
+    checks.check_same_device("correct", correct, "teca_or_last", teca)
+    weight = checks.check_number("weight", weight)
     if not -math.inf < weight < math.inf:
         raise ValueError(f"weight: expected a finite number, got {weight}")
     if teca.dim() == correct.dim() + 1:

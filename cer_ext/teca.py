@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cer_ext import arguments, ops
+from cer_ext import checks, ops
 from cer_ext.custom_op import define_op, may_skip_dispatcher, refuse_double_backward, refuse_forward_mode, upstream
 
 # ---------------------------------------------------------------------------------------------------------- op bodies
@@ -135,18 +135,18 @@ BACKWARD = define_op(
 
 
 def check_mask(mask: Any, shape: torch.Size, source_name: str, source: Tensor) -> Tensor:
-    mask = arguments.as_tensor("mask", mask)
+    mask = checks.as_tensor("mask", mask)
     if mask.dtype.is_floating_point or mask.dtype.is_complex:
         raise TypeError(f"mask: expected bool or integers 0 and 1, got {mask.dtype}")
     if mask.shape != shape:
         raise ValueError(f"mask: expected shape {tuple(shape)} like {source_name}, got {tuple(mask.shape)}")
-    arguments.check_same_device("mask", mask, source_name, source)
+    checks.check_same_device("mask", mask, source_name, source)
     return mask
 
 
 def _average_and_last(entropy: Any, mask: Any, cu_seqlens: Any) -> tuple[Tensor, Tensor]:
-    entropy = arguments.as_tensor("entropy", entropy)
-    arguments.check_floating("entropy", entropy)
+    entropy = checks.as_tensor("entropy", entropy)
+    checks.check_floating("entropy", entropy)
     if not entropy.dim():
         raise ValueError("entropy: expected shape (..., L), got ()")
     if mask is not None:
@@ -154,14 +154,14 @@ def _average_and_last(entropy: Any, mask: Any, cu_seqlens: Any) -> tuple[Tensor,
             raise ValueError("mask: belongs to padded responses; packed ones (cu_seqlens) have none")
         mask = check_mask(mask, entropy.shape, "entropy", entropy)
     if cu_seqlens is not None:
-        cu_seqlens = arguments.as_tensor("cu_seqlens", cu_seqlens)
+        cu_seqlens = checks.as_tensor("cu_seqlens", cu_seqlens)
         if cu_seqlens.dtype not in (torch.int32, torch.int64):
             raise TypeError(f"cu_seqlens: expected torch.int32 or torch.int64, got {cu_seqlens.dtype}")
         if entropy.dim() != 1:
             raise ValueError(f"entropy: expected shape (total,) with cu_seqlens, got {tuple(entropy.shape)}")
         if cu_seqlens.dim() != 1 or not cu_seqlens.shape[0]:
             raise ValueError(f"cu_seqlens: expected shape (responses + 1,), got {tuple(cu_seqlens.shape)}")
-        arguments.check_same_device("cu_seqlens", cu_seqlens, "entropy", entropy)
+        checks.check_same_device("cu_seqlens", cu_seqlens, "entropy", entropy)
         cu_seqlens = cu_seqlens.long()
     refuse_forward_mode(entropy=entropy)
     values = (entropy.to(ops.real_dtype(entropy.dtype)), mask, cu_seqlens, entropy.device.type == "cpu")

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from cer_ext import arguments
+from cer_ext import checks
 from cer_ext.custom_op import refuse_double_backward, refuse_forward_mode
 from cer_ext.from_hidden import checked_head, run_head
 from cer_ext.head_passes import Needed
@@ -50,7 +50,7 @@ def _times(grad: Tensor, factor: Tensor, dtype: torch.dtype, keep: bool) -> Tens
     return grad.mul_(factor)
 
 
-def _check_same_upstream(head: arguments.Head, grad_loss: Tensor) -> None:
+def _check_same_upstream(head: checks.Head, grad_loss: Tensor) -> None:
     """The weight's gradient holds every rank's tokens, so it can be multiplied by one number only."""
     assert head.group is not None
     if head.validate:
@@ -200,14 +200,14 @@ def linear_token_loss(
         split_tokens=split_tokens,
     )
     refuse_forward_mode(hidden=head.hidden, weight=head.weight, bias=head.bias, temperature=head.temperature)
-    want_entropy = arguments.check_flag("return_entropy", return_entropy)
+    want_entropy = checks.check_flag("return_entropy", return_entropy)
     if torch.compiler.is_compiling():
         run_eagerly = cast(Callable[..., TokenLoss], torch.compiler.disable(_run))
         return run_eagerly(head, loss_fn, want_entropy)
     return _run(head, loss_fn, want_entropy)
 
 
-def _run(head: arguments.Head, loss_fn: LossFunction, want_entropy: bool) -> TokenLoss:
+def _run(head: checks.Head, loss_fn: LossFunction, want_entropy: bool) -> TokenLoss:
     operands = (head.hidden, head.weight, head.bias)
     if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in operands):
         loss, logprobs, entropy = _TokenLossFunction.apply(*operands, head, loss_fn, want_entropy)

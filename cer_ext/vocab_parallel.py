@@ -23,7 +23,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from cer_ext import arguments, ops
+from cer_ext import checks, ops
 from cer_ext.custom_op import define_op, mark_unwanted, refuse_double_backward, upstream, upstream_gradients
 from cer_ext.head_passes import Needed, fold_head, head_gradients, no_gradients
 from cer_ext.rows import Rows, alive_rows, check_target_values
@@ -31,7 +31,7 @@ from cer_ext.shards import Description, Shards, agree, checksum, even_shards, ga
 from cer_ext.transform import Scalars, Transform, inverse_temperature
 
 
-def layout(head: arguments.Head, want_entropy: bool, want_lse: bool) -> Shards:
+def layout(head: checks.Head, want_entropy: bool, want_lse: bool) -> Shards:
     """Who holds which rows: agreed upon by an exchange, or as stated where nobody wants to wait for one."""
     assert head.group is not None
     rows = head.weight.shape[0]
@@ -103,7 +103,7 @@ def _forward(
     vocabulary: int,
     split_tokens: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    head = arguments.Head(
+    head = checks.Head(
         hidden=hidden,
         weight=weight,
         bias=bias,
@@ -325,7 +325,7 @@ BACKWARD = define_op(
 )
 
 
-def run_shard(head: arguments.Head, want_entropy: bool, want_lse: bool) -> tuple[Tensor, Tensor | None, Tensor]:
+def run_shard(head: checks.Head, want_entropy: bool, want_lse: bool) -> tuple[Tensor, Tensor | None, Tensor]:
     """logprobs, entropy (None where unwanted) and lse (empty where unwanted) of a checked call with a group."""
     assert head.group is not None
     logprobs, entropy, lse, _, _ = FORWARD(
