@@ -171,7 +171,7 @@ def train(run: arguments.RunArguments, config, model_config, command: str) -> in
     start.check_resume(config, resume, settings)
     if config.process_index == 0:
         start.prepare_directory(config.output_dir, resume, set_aside=run.set_aside_older_run)
-    keep_prompt(config, prompt, is_resumed=resume is not None)
+    keep_prompt(config, prompt)
     embedded = arguments.samples_itself(run, config, model_config.model_name_or_path)
     trainer = build(
         run,

@@ -82,11 +82,11 @@ def _early_exit(run: RunArguments, config, tokenizer) -> EarlyExit | None:
         raise ConfigError(str(error)) from error
 
 
-def keep_prompt(config, prompt: Prompt, *, is_resumed: bool) -> None:
-    """Write the run's prompt into its output directory. Raises ConfigError where a resumed run had another one."""
-    had = prompt_of(config.output_dir) if is_resumed else None
-    if had is not None and had != prompt:
-        raise ConfigError(f"the run in {config.output_dir} was started on another prompt: {had.described()}")
+def keep_prompt(config, prompt: Prompt) -> None:
+    """Write the run's prompt into its output directory, where evaluation finds it.
+
+    A resumed run has the same one: prompts are part of the training data, and other data are refused before this.
+    """
     if config.should_save:
         write_prompt(config.output_dir, prompt)
 
