@@ -153,18 +153,16 @@ def train(run: arguments.RunArguments, config, model_config, command: str) -> in
     """Trains one policy on one data set. Returns the exit code."""
     from trl import get_peft_config, get_quantization_config
 
-    from trainer.prompts.prompt import write_prompt
     from trainer.rewards import reward_function
     from trainer.sampling.rollout import rollout
     from trainer.training import resume_settings, start
     from trainer.training.policy import find_weights, load_policy, load_policy_tokenizer
-    from trainer.training.run import build, carry_out, check_prompt
+    from trainer.training.run import build, carry_out, keep_prompt
 
     resume = start.resume_point(config)
     find_weights(model_config, config, run.cache_dir)
     tokenizer = load_policy_tokenizer(model_config, config)
     prompt = prompt_of_run(run)
-    check_prompt(config, prompt, is_resumed=resume is not None)
     problems, evaluation = _problems(run, config, tokenizer, prompt)
     start.check_enough(len(problems), config)
     settings = resume_settings.settings(
@@ -173,8 +171,7 @@ def train(run: arguments.RunArguments, config, model_config, command: str) -> in
     start.check_resume(config, resume, settings)
     if config.process_index == 0:
         start.prepare_directory(config.output_dir, resume, set_aside=run.set_aside_older_run)
-    if config.should_save:
-        write_prompt(config.output_dir, prompt)
+    keep_prompt(config, prompt)
     embedded = arguments.samples_itself(run, config, model_config.model_name_or_path)
     trainer = build(
         run,

@@ -147,4 +147,5 @@ def test_a_resumed_run_does_not_change_its_prompt(run, model, capsys):
     ]
     code = grpo.main([*options, "--output_dir", str(run), "--resume_from_checkpoint", "last", "--report_to", "none"])
     assert code == 2
-    assert "started on another prompt" in capsys.readouterr().err
+    assert "885 problems" in capsys.readouterr().err  # as many as before, but asked otherwise
+    assert prompt_of(run) == TRAINED

@@ -82,11 +82,13 @@ def _early_exit(run: RunArguments, config, tokenizer) -> EarlyExit | None:
         raise ConfigError(str(error)) from error
 
 
-def check_prompt(config, prompt: Prompt, *, is_resumed: bool) -> None:
-    """Raises ConfigError where a resumed run had another prompt."""
-    had = prompt_of(config.output_dir) if is_resumed else None
-    if had is not None and had != prompt:
-        raise ConfigError(f"the run in {config.output_dir} was started on another prompt: {had.described()}")
+def keep_prompt(config, prompt: Prompt) -> None:
+    """Write the run's prompt into its output directory, where evaluation finds it.
+
+    A resumed run has the same one: prompts are part of the training data, and other data are refused before this.
+    """
+    if config.should_save:
+        write_prompt(config.output_dir, prompt)
 
 
 def carry_out(trainer: GRPORun, *, resume_from_checkpoint: Path | None, command: str) -> int:
