@@ -119,6 +119,17 @@ def test_stages_are_the_projects_commands_in_order(plan):
     assert not stages(plan)[0].ended  # one record of two
 
 
+def test_an_interrupted_training_goes_on_and_one_that_ended_is_told_as_it_was_begun(plan, monkeypatch):
+    directory = plan.training("cer-seed0")
+    monkeypatch.setattr("trainer.experiment.stages.complete_checkpoints", lambda of: [of / "checkpoint-4"])
+    assert stages(plan)[1].shown().endswith("--resume_from_checkpoint last")
+    (directory / "final").mkdir(parents=True)
+    (directory / "final" / "prompt.json").write_text("{}")
+    training = stages(plan)[1]
+    assert training.ended
+    assert "--resume_from_checkpoint" not in training.shown()
+
+
 @pytest.fixture(scope="module")
 def byte_model(tmp_path_factory):
     path = tmp_path_factory.mktemp("model")

@@ -109,9 +109,10 @@ def _training(plan: Plan, reward: str, seed: int) -> Stage:
     directory = plan.training(name)
     command = ["-m", "trainer.grpo", "--config", plan.recipe, "--reward", reward, "--seed", str(seed)]
     command += ["--output_dir", str(directory), *plan.options]
-    if complete_checkpoints(directory):
+    ended = (directory / "final" / "prompt.json").is_file()
+    if not ended and complete_checkpoints(directory):
         command += ["--resume_from_checkpoint", "last"]
-    return Stage(name, tuple(command), ended=(directory / "final" / "prompt.json").is_file())
+    return Stage(name, tuple(command), ended)
 
 
 def _evaluation(plan: Plan, policy: str) -> Stage:
