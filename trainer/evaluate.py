@@ -62,6 +62,9 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     what.add_argument(
         "--data_dir", help="directory that holds known benchmarks as BENCHMARK/test.jsonl, instead of the hub"
     )
+    what.add_argument(
+        "--skip_bad_rows", action="store_true", help="leave out rows without a question or an answer, and say how many"
+    )
     what.add_argument("--limit", type=int, help="only the first LIMIT problems of each benchmark")
     what.add_argument("--samples", type=int, default=1, help="responses per problem (default: 1)")
     what.add_argument(

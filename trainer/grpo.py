@@ -89,6 +89,20 @@ def prompt_of_run(run: arguments.RunArguments):
     return prompt.with_parts(system_prompt=run.system_prompt, instruction=run.instruction)
 
 
+def _prompt_is_asked_for(run: arguments.RunArguments) -> bool:
+    return any(part is not None for part in (run.prompt, run.system_prompt, run.instruction))
+
+
+def _prompt_that_asked(run: arguments.RunArguments, prompt, problems):
+    """The prompt that the problems were made with: none of ours where their questions are messages as they were."""
+    from trainer.prompts.prompt import Prompt
+
+    first = problems[0]
+    if _prompt_is_asked_for(run) or first["prompt"] == prompt.messages(first["question"]):
+        return prompt
+    return Prompt()
+
+
 def _problems(run: arguments.RunArguments, config, tokenizer, prompt) -> tuple:
     """The problems for training and for evaluation (None: no evaluation), without prompts that are too long.
 
@@ -99,25 +113,32 @@ def _problems(run: arguments.RunArguments, config, tokenizer, prompt) -> tuple:
     if run.enable_thinking is not None:
         config.chat_template_kwargs = {**(config.chat_template_kwargs or {}), "enable_thinking": run.enable_thinking}
     evaluation = None
+    bad_rows = [] if run.skip_bad_rows else None
+    common = {
+        "data_dir": run.data_dir,
+        "prompt": prompt,
+        "prompt_of_messages": prompt if _prompt_is_asked_for(run) else None,
+        "bad_rows": bad_rows,
+    }
     try:
         problems = load_problems(
             run.dataset,
-            data_dir=run.data_dir,
             split=run.dataset_split,
             config=run.dataset_config,
             question_column=run.question_column,
             answer_column=run.answer_column,
-            prompt=prompt,
             max_samples=run.max_samples,
+            **common,
         )
         if run.eval_dataset is not None:
             evaluation = load_problems(
                 run.eval_dataset,
-                data_dir=run.data_dir,
                 split="test" if run.eval_dataset in DATA_SETS else None,
-                prompt=prompt,
                 max_samples=run.eval_samples,
+                **common,
             )
+        if bad_rows and config.process_index == 0:
+            print(f"skip_bad_rows: {len(bad_rows)} rows left out; the first: {bad_rows[0]}")
         problems = _short_enough(problems, run, config, tokenizer)
         if evaluation is not None:
             evaluation = _short_enough(evaluation, run, config, tokenizer)
@@ -164,6 +185,7 @@ def train(run: arguments.RunArguments, config, model_config, command: str) -> in
     tokenizer = load_policy_tokenizer(model_config, config)
     prompt = prompt_of_run(run)
     problems, evaluation = _problems(run, config, tokenizer, prompt)
+    prompt = _prompt_that_asked(run, prompt, problems)
     start.check_enough(len(problems), config)
     settings = resume_settings.settings(
         run, config, model_config, processes=config.world_size, training_data=resume_settings.data_digest(problems)

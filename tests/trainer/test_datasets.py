@@ -4,13 +4,16 @@ import json
 from pathlib import Path
 
 import datasets
+import pyarrow
 import pytest
+from pyarrow import parquet
 from transformers import PreTrainedTokenizerFast
 
 from trainer.catalogue.data_sets import DATA_SETS
 from trainer.datasets import BOXED_INSTRUCTION, DataError, filter_by_length, load_problems
-from trainer.datasets.problems import ground_truth
+from trainer.datasets.answers import ground_truth
 from trainer.grading import grade
+from trainer.prompts.prompt import Example, Prompt
 
 REAL_DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 
@@ -38,7 +41,8 @@ def write(path: Path, records: list) -> Path:
         return write_jsonl(path, records)
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".parquet":
-        datasets.Dataset.from_list(records).to_parquet(path)
+        with path.open("wb") as file:
+            parquet.write_table(pyarrow.Table.from_pylist(records), file)
     else:
         path.write_text(json.dumps(records))
     return path
@@ -149,7 +153,21 @@ def test_shuffle_and_subset_depend_on_the_seed_alone(tmp_path):
         ([{"question": "q", "answer": "1"}, {"question": None, "answer": "1"}], "record 2, .*'question'.*None"),
         ([{"question": " ", "answer": "1"}], "record 1, column 'question': expected a question as text"),
         ([{"question": "q", "answer": None}], "record 1, column 'answer': .*None"),
-        ([{"question": "q", "answer": [1]}], "record 1, column 'answer': expected an answer as text"),
+        ([{"question": "q", "answer": []}], "record 1, column 'answer': expected answers of which one is right"),
+        ([{"question": "q", "answer": [[1]]}], "record 1, column 'answer': expected answers of which one is right"),
+        ([{"question": "q", "answer": [1, None]}], "record 1, column 'answer': expected an answer as text"),
+        ([{"question": "q", "answer": {"value": 1}}], "record 1, column 'answer': expected an answer as text"),
+        ([{"question": "q", "answer": float("nan")}], "record 1, column 'answer': nan is no answer"),
+        ([{"question": "q", "answer": float("-inf")}], "record 1, column 'answer': -inf is no answer"),
+        ([{"question": "q", "answer": "NaN"}], "record 1, column 'answer': 'NaN' is no answer"),
+        (
+            [{"question": "q\ud83d", "answer": "1"}],
+            r"column 'question': character 2 is half of a surrogate pair \(.ud83d",
+        ),
+        ([{"question": "q", "answer": "\udc00"}], "column 'answer': character 1 is half of a surrogate pair"),
+        ([{"question": "q", "answer": "1", "id": "\udc00"}], "column 'id': character 1 is half of a surrogate pair"),
+        ([{"question": 5, "answer": "1"}], "column 'question': expected a question as text, got 5"),
+        ([{"question": 0.5, "answer": "1"}], "column 'question': expected a question as text, got '0.5'"),
         ([{"question": "q", "answer": "a\nb"}], "record 1, column 'answer': no answer in 'a"),
         ([{"question": "q", "answer": "a\n#### "}], "record 1, column 'answer': no answer in"),
         ([{"question": "q", "answer": "\\boxed{5"}], "record 1, column 'answer': no answer in"),
@@ -206,7 +224,7 @@ def test_an_unreadable_record_is_named_by_its_line(tmp_path, line, said):
 def test_a_broken_parquet_file_is_named(tmp_path):
     path = tmp_path / "a.parquet"
     path.write_bytes(b"PAR1 this is not parquet")
-    with pytest.raises(DataError, match="cannot read split 'train'"):
+    with pytest.raises(DataError, match=r"a\.parquet: this is no parquet file that can be read"):
         load_problems(str(path))
 
 
@@ -218,6 +236,224 @@ def test_ground_truth_alone():
     assert ground_truth(" p - q ", "") == "p - q"
     with pytest.raises(DataError, match="here: expected an answer"):
         ground_truth(True, "here")
+
+
+def test_a_path_is_a_path_whatever_signs_are_in_it(tmp_path):
+    others = [{"question": "another file", "answer": "0"}]
+    for name, decoy in (
+        ("a[12].jsonl", "a1.jsonl"),
+        ("b*.json", "bc.json"),
+        ("c::d.parquet", "c.parquet"),
+        ("e?.jsonl", "ef.jsonl"),
+    ):
+        write(tmp_path / decoy, others)
+        path = write(tmp_path / name, GSM8K_LIKE)
+        assert list(load_problems(str(path))["ground_truth"]) == ["7", "1,100", "-2"], name
+    write(tmp_path / "d[1]" / "gsm8k" / "train.jsonl", GSM8K_LIKE)
+    write(tmp_path / "d1" / "gsm8k" / "train.jsonl", others)
+    assert len(load_problems(str(tmp_path / "d[1]" / "gsm8k"))) == 3
+    assert len(load_problems("gsm8k", data_dir=tmp_path / "d[1]")) == 3
+
+
+def test_a_home_directory_is_expanded(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write(tmp_path / "data" / "gsm8k" / "train.jsonl", GSM8K_LIKE)
+    assert len(load_problems("gsm8k", data_dir="~/data")) == 3
+    assert len(load_problems("~/data/gsm8k/train.jsonl")) == 3
+
+
+@pytest.mark.parametrize(
+    ("written", "truth"),
+    [
+        ("12345678901234567890123", "12345678901234567890123"),
+        ("-98765432109876543210", "-98765432109876543210"),
+        ("0.10", "0.10"),
+        ("1.000000000000000000001", "1.000000000000000000001"),
+        ("1e400", "1e400"),
+        ("7", "7"),
+        ('"007"', "007"),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".json", ".jsonl"])
+def test_a_number_keeps_its_digits(tmp_path, written, truth, suffix):
+    path = tmp_path / f"a{suffix}"
+    path.write_text(f'{{"question": "q", "answer": {written}, "weight": 0.5}}\n{{"question": "r", "answer": "text"}}\n')
+    problems = load_problems(str(path))
+    assert list(problems["ground_truth"]) == [truth, "text"]
+    if "e" not in truth:
+        assert grade(f"\\boxed{{{truth}}}", problems[0]["ground_truth"])
+        assert not grade(f"\\boxed{{{truth}1}}", problems[0]["ground_truth"])
+
+
+def test_nan_in_a_parquet_file_is_no_answer(tmp_path):
+    path = str(
+        write(tmp_path / "a.parquet", [{"question": "q", "answer": 1.5}, {"question": "r", "answer": float("nan")}])
+    )
+    with pytest.raises(DataError, match="record 2, column 'answer': nan is no answer"):
+        load_problems(path)
+
+
+@pytest.mark.parametrize("suffix", [".json", ".jsonl", ".parquet"])
+def test_of_a_list_of_answers_any_one_is_right(tmp_path, suffix):
+    records = [{"question": "q", "answer": ["7", "seven dwarfs"]}, {"question": "r", "answer": ["\\frac{1}{2}"]}]
+    several, single = load_problems(str(write(tmp_path / f"a{suffix}", records)))["ground_truth"]
+    assert single == "\\frac{1}{2}"
+    assert grade("\\boxed{7}", several)
+    assert grade("\\boxed{\\text{seven dwarfs}}", several)
+    for wrong in ("8", "dwarfs", "7, 8", '["7", "8"]', "[7, 8]"):
+        assert not grade(f"\\boxed{{{wrong}}}", several), wrong
+
+
+def test_a_list_of_answers_is_graded_as_a_list_too():
+    assert grade("\\boxed{7}", ["6", 7])
+    assert not grade("\\boxed{8}", ["6", 7])
+    assert not grade("\\boxed{7}", [])
+    assert grade("\\boxed{[7,8]}", "[7, 8]")  # an interval is none
+
+
+@pytest.mark.parametrize("suffix", [".json", ".jsonl"])
+def test_a_file_that_is_not_utf8_is_named_with_line_and_byte(tmp_path, suffix):
+    path = tmp_path / f"a{suffix}"
+    path.write_bytes('{"question": "q", "answer": "1"}\n{"question": "caf\xe9", "answer": "1"}\n'.encode("latin-1"))
+    with pytest.raises(DataError, match=rf"a{suffix}, line 2: byte 18 \(0xe9\) is not UTF-8.*iconv -f ISO-8859-1"):
+        load_problems(str(path))
+
+
+def test_a_byte_order_mark_is_no_part_of_the_data(tmp_path):
+    for suffix in (".json", ".jsonl"):
+        path = tmp_path / f"a{suffix}"
+        path.write_bytes(b"\xef\xbb\xbf" + b'{"question": "q", "answer": "1"}')
+        assert list(load_problems(str(path))["ground_truth"]) == ["1"]
+
+
+def test_a_json_file_may_hold_columns_or_lines(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps({"question": ["q", "r"], "answer": [1, "x"]}))
+    assert list(load_problems(str(path))["ground_truth"]) == ["1", "x"]
+    write_jsonl(path, GSM8K_LIKE)
+    assert list(load_problems(str(path))["ground_truth"]) == ["7", "1,100", "-2"]
+    path.write_text('[{"question": "q",\n "answer": }]')
+    with pytest.raises(DataError, match=r"a\.json, line 2: this is no JSON"):
+        load_problems(str(path))
+    path.write_text("[" * 100_000)
+    with pytest.raises(DataError, match=r"a\.json: this is no JSON: nested too deeply"):
+        load_problems(str(path))
+
+
+@pytest.mark.parametrize(
+    ("split", "truths"), [("train[-1:]", ["-2"]), ("train[:34%]", ["7"]), ("train[:1]+train[2:]", ["7", "-2"])]
+)
+def test_slices_are_those_of_the_hub(tmp_path, split, truths):
+    path = str(write(tmp_path / "train.jsonl", GSM8K_LIKE))
+    if "+" in split:
+        with pytest.raises(DataError, match="expected a name, or a slice"):
+            load_problems(path, split=split)
+    else:
+        assert list(load_problems(path, split=split)["ground_truth"]) == truths
+
+
+VERL = {
+    "data_source": "openai/gsm8k",
+    "prompt": [{"role": "user", "content": "2+2? Answer after ####."}],
+    "ability": "math",
+    "reward_model": {"style": "rule", "ground_truth": "4"},
+    "extra_info": {"index": 0, "answer": "2+2=4\n#### 4", "question": "2+2?"},
+}
+TRL = {
+    "prompt": [
+        {"role": "system", "content": "You add."},
+        {"role": "user", "content": "1+1?"},
+        {"role": "assistant", "content": "2"},
+        {"role": "user", "content": "2+2?"},
+    ],
+    "solution": "so \\boxed{4}",
+}
+
+
+@pytest.mark.parametrize("suffix", [".json", ".jsonl", ".parquet"])
+def test_questions_in_the_form_of_verl_and_trl_are_asked_as_they_are(tmp_path, suffix):
+    problem = load_problems(str(write(tmp_path / f"verl{suffix}", [VERL])))[0]
+    assert problem["prompt"] == VERL["prompt"]
+    assert (problem["question"], problem["ground_truth"]) == ("2+2? Answer after ####.", "4")
+    problem = load_problems(str(write(tmp_path / f"trl{suffix}", [TRL])))[0]
+    assert problem["prompt"] == TRL["prompt"]
+    assert (problem["question"], problem["ground_truth"]) == ("2+2?", "4")
+
+
+def test_a_content_may_be_parts_of_text(tmp_path):
+    parts = [{"type": "text", "text": "2+"}, {"type": "text", "text": "2?"}]
+    path = str(write(tmp_path / "a.jsonl", [{"prompt": [{"role": "user", "content": parts}], "answer": 4}]))
+    assert load_problems(path)[0]["prompt"] == [{"role": "user", "content": "2+2?"}]
+
+
+def test_a_prompt_that_is_asked_for_is_put_around_messages(tmp_path):
+    around = Prompt("You multiply.", "Box it.", (Example("3*3?", "9"),))
+    problem = load_problems(str(write(tmp_path / "a.jsonl", [TRL])), prompt_of_messages=around)[0]
+    assert problem["prompt"] == [
+        {"role": "system", "content": "You multiply."},
+        {"role": "user", "content": "3*3?\n\nBox it."},
+        {"role": "assistant", "content": "9"},
+        {"role": "user", "content": "1+1?"},
+        {"role": "assistant", "content": "2"},
+        {"role": "user", "content": "2+2?\n\nBox it."},
+    ]
+    assert problem["question"] == "2+2?"
+
+
+def test_a_column_inside_a_column_can_be_named(tmp_path):
+    path = str(write(tmp_path / "a.jsonl", [VERL]))
+    problem = load_problems(path, question_column="extra_info.question", answer_column="extra_info.answer")[0]
+    assert (problem["question"], problem["ground_truth"]) == ("2+2?", "4")
+    with pytest.raises(DataError, match=r"no column 'extra_info\.solution' for the answer"):
+        load_problems(path, answer_column="extra_info.solution")
+
+
+@pytest.mark.parametrize(
+    ("messages", "said"),
+    [
+        ([{"role": "user", "content": "q"}, {"role": "assistant", "content": "4"}], "messages that end in the user's"),
+        ([{"role": "user", "content": ""}], "turn 1: expected a content as text"),
+        ([{"role": "user", "content": [{"type": "image"}]}], "turn 1: expected text alone"),
+        ([{"role": "tool", "content": "x"}], "turn 1: expected a role"),
+        (["q"], "turn 1: expected a role"),
+    ],
+)
+def test_messages_that_cannot_be_asked_are_named(tmp_path, messages, said):
+    path = str(write(tmp_path / "a.jsonl", [{"prompt": messages, "answer": "4"}]))
+    with pytest.raises(DataError, match=f"record 1, column 'prompt'.*{said}"):
+        load_problems(path)
+
+
+def test_bad_rows_are_left_out_and_counted_where_that_is_asked_for(tmp_path):
+    records = [
+        {"question": "a", "answer": "1"},
+        {"question": "b", "answer": None},
+        {"question": "", "answer": "3"},
+        {"question": "d", "answer": float("nan")},
+        {"question": "e", "answer": "5"},
+        {"question": "f", "answer": "6"},
+    ]
+    path = str(write(tmp_path / "a.jsonl", records))
+    bad: list[DataError] = []
+    problems = load_problems(path, bad_rows=bad)
+    assert list(problems["ground_truth"]) == ["1", "5", "6"]
+    assert list(problems["id"]) == ["a-train-0", "a-train-4", "a-train-5"]
+    assert [str(error).split(", column")[0][-8:] for error in bad] == ["record 2", "record 3", "record 4"]
+    assert list(load_problems(path, bad_rows=[], max_samples=2)["ground_truth"]) == ["1", "5"]
+    with pytest.raises(DataError, match="record 2"):
+        load_problems(path)
+    nothing = str(write(tmp_path / "b.jsonl", records[1:3]))
+    with pytest.raises(DataError, match=r"no row with a question and an answer; .*record 1"):
+        load_problems(nothing, bad_rows=[])
+
+
+def test_ids_of_the_data_are_kept_and_rows_without_one_are_named_as_asked(tmp_path):
+    records = [
+        {"question": "q", "answer": "1", "id": identity} for identity in ("a-train-0", 12345678901234567890123, None)
+    ]
+    path = str(write(tmp_path / "a.jsonl", records))
+    assert list(load_problems(path)["id"]) == ["a-train-0", "12345678901234567890123", "a-train-2"]
+    assert list(load_problems(path, name_row=str)["id"]) == ["a-train-0", "12345678901234567890123", "2"]
 
 
 @pytest.fixture

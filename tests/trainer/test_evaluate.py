@@ -322,6 +322,63 @@ def test_ids_are_the_data_s_own_or_row_numbers_wherever_the_file_lies(files, tmp
     assert [problem.ground_truth for problem in by_path] == ["7", "2,400"]
 
 
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        (["test-a-0", "own-1", "test-b-2"], ["test-a-0", "own-1", "test-b-2"]),
+        (["1", "test-x-1"], ["1", "test-x-1"]),
+        (["mine-train-0", "mine-train-1"], ["mine-train-0", "mine-train-1"]),  # as the loader names rows elsewhere
+        ([None, "a"], ["0", "a"]),
+    ],
+)
+def test_ids_of_the_data_stay_whatever_they_look_like(tmp_path, given, kept):
+    path = tmp_path / "mine.jsonl"
+    rows = [{"id": identity, "question": "q", "answer": "1"} for identity in given]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert [problem.id for problem in load_benchmark("mine", str(path))] == kept
+
+
+def test_questions_as_messages_keep_the_turns_before_them(tmp_path, tokenizer):
+    turns = [
+        {"role": "system", "content": "w1"},
+        {"role": "user", "content": "w2"},
+        {"role": "assistant", "content": "w3"},
+    ]
+    path = tmp_path / "mine.jsonl"
+    row = {"prompt": [*turns, {"role": "user", "content": "w4"}], "reward_model": {"ground_truth": "5"}}
+    path.write_text(json.dumps(row) + "\n")
+    (problem,) = load_benchmark("mine", str(path))
+    assert (problem.question, problem.ground_truth, problem.turns) == ("w4", "5", tuple(turns))
+    plain = methods(["thinking"], Prompt())["thinking"]
+    assert render(tokenizer, problem.question, plain, problem.turns) == tokenizer.apply_chat_template(
+        row["prompt"], tokenize=False, add_generation_prompt=True
+    )
+    asked = methods(["thinking"], Prompt("w5"))["thinking"]
+    assert render(tokenizer, problem.question, asked, problem.turns) == tokenizer.apply_chat_template(
+        [{"role": "system", "content": "w5"}, *row["prompt"][1:]], tokenize=False, add_generation_prompt=True
+    )
+
+
+def test_rows_without_an_answer_end_the_run_or_are_left_out_and_counted(byte_model, tmp_path, capsys, caplog):
+    path = tmp_path / "mine.jsonl"
+    rows = [{"question": "q", "answer": "1"}, {"question": "r", "answer": None}, {"question": "s", "answer": "3"}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = arguments(byte_model, tmp_path / "out", {"mine": str(path)}, *SHORT)
+    assert evaluate.main(command) == 2
+    assert "record 2, column 'answer': expected an answer as text or number, got None" in capsys.readouterr().err
+    assert evaluate.main([*command, "--skip_bad_rows"]) == 0
+    assert "skip_bad_rows: 1 rows left out; the first: " in caplog.text
+    assert {record["id"] for record in read_records(tmp_path / "out")} == {"0", "2"}
+
+
+def test_a_home_directory_is_expanded(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "test.jsonl").write_text('{"question": "q", "answer": "1"}\n')
+    assert len(load_benchmark("mine", "~/mine")) == 1
+    assert len(load_benchmark("mine", "~/mine/test.jsonl")) == 1
+
+
 def test_doubled_ids_are_refused(tmp_path):
     path = tmp_path / "data.jsonl"
     path.write_text('{"id": 1, "question": "a", "answer": "1"}\n{"id": 1, "question": "b", "answer": "2"}\n')
@@ -413,6 +470,19 @@ def test_a_model_without_a_chat_template_is_asked_in_plain_text(tokenizer, monke
         == "do it\n\nQuestion: w1 w2\nAnswer:"
     )
     assert render(tokenizer, "w1", methods(["no_thinking"], Prompt(""))["no_thinking"]) == "Question: w1\nAnswer:"
+
+
+def test_a_plain_prompt_gets_one_bos_token_whether_it_holds_one_or_not(tokenizer, monkeypatch):
+    from tokenizers.processors import TemplateProcessing
+
+    monkeypatch.setattr(tokenizer, "chat_template", None)
+    bos = tokenizer.convert_ids_to_tokens(0)
+    tokenizer.bos_token = bos
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=f"{bos} $A", special_tokens=[(bos, 0)])
+    plain = encode_prompt(tokenizer, "w1 w2")
+    assert plain == (0, *tokenizer.convert_tokens_to_ids(["w1", "w2"]))
+    assert encode_prompt(tokenizer, f"{bos} w1 w2") == plain
+    assert encode_prompt(tokenizer, f"{bos} {bos} w1") == (0, 0, *tokenizer.convert_tokens_to_ids(["w1"]))  # as written
 
 
 def test_a_prompt_without_tokens_is_refused(tokenizer):

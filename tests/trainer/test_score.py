@@ -179,6 +179,19 @@ def test_records_of_a_run_are_scored_token_for_token_and_a_torn_run_is_completed
         ([1], "line 2: expected a JSON object"),
         ({"question": "w1", "response": "w1", "id": "a"}, "line 2: id 'a', sample 0 comes twice"),
         ({"question": "w1", "response": "w1", "benchmark": "a/b"}, "line 2: benchmark name 'a/b'"),
+        ({"question": "w1", "response": "w1 \ud83d"}, "line 2: response: character 4 is half of a surrogate pair"),
+        ({"question": "\udc00", "response": "w1"}, "line 2: question: character 1 is half of a surrogate pair"),
+        ({"prompt": "\udc00", "response": "w1"}, "line 2: prompt: character 1 is half of a surrogate pair"),
+        ({"question": "w1", "response": "w1", "id": "\udc00"}, "line 2: id: character 1 is half of a surrogate pair"),
+        ({"question": "w1", "response": "w1", "id": None}, "line 2: id is None: expected text or a whole number"),
+        ({"question": "w1", "response": "w1", "id": True}, "line 2: id is True"),
+        ({"question": "w1", "response": "w1", "ground_truth": None}, "line 2: ground_truth is null"),
+        ({"question": "w1", "response": "w1", "answer": None}, "line 2: answer is null"),
+        ({"question": "w1", "response": "w1", "answer": float("nan")}, "line 2: answer: nan is no answer"),
+        ({"question": "w1", "response": "w1", "answer": True}, "line 2: answer: expected an answer as text or number"),
+        ({"question": "w1", "response": "w1", "ground_truth": "\udc00"}, "line 2: ground_truth: character 1 is half"),
+        ({"question": "w1", "response": "w1", "sample": True}, "line 2: sample is True"),
+        ({"question": "w1", "token_ids": [True]}, "line 2: token_ids: expected integers"),
     ],
 )
 def test_a_bad_line_is_named_before_anything_is_written(model_path, tmp_path, capsys, line, message):
@@ -186,6 +199,34 @@ def test_a_bad_line_is_named_before_anything_is_written(model_path, tmp_path, ca
     assert run(model_path("qwen3"), path, tmp_path / "out") == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_line_that_is_not_utf8_or_no_json_is_named(model_path, tmp_path, capsys):
+    path = tmp_path / "given.jsonl"
+    for line, message in (
+        (b'{"question": "w1", "response": "\xe9"}', "line 2: byte 33 (0xe9) is not UTF-8"),
+        (b'{"question": "w1"', "line 2: Expecting"),
+        (b"[" * 100_000, "line 2: nested too deeply"),
+    ):
+        path.write_bytes(json.dumps(GIVEN[0]).encode() + b"\n" + line + b"\n")
+        assert run(model_path("qwen3"), path, tmp_path / "out") == 2
+        assert f"{path}, {message}" in capsys.readouterr().err
+        assert not (tmp_path / "out").exists()
+
+
+def test_answers_are_read_exactly_and_of_a_list_any_one_is_right(model_path, tmp_path):
+    big = 12345678901234567890123
+    path = write_lines(
+        tmp_path / "given.jsonl",
+        {"question": "w1", "response": f"#### {big}", "ground_truth": big},
+        {"question": "w1", "response": f"#### {big + 1}", "ground_truth": big},
+        {"question": "w1", "response": "#### 7", "ground_truth": ["6", 7]},
+        {"question": "w1", "response": "#### 8", "ground_truth": ["6", 7]},
+        {"question": "w1", "response": "#### None", "ground_truth": ""},
+    )
+    assert run(model_path("qwen3"), path, tmp_path / "out", "--temperature", "1") == 0
+    verdicts = {record["id"]: record["is_correct"] for record in read_records(tmp_path / "out")}
+    assert verdicts == {"1": True, "2": False, "3": True, "4": False, "5": False}
 
 
 def test_a_sequence_longer_than_the_model_is_refused(model_path, tmp_path, capsys):

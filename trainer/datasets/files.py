@@ -1,9 +1,9 @@
 """Local data files -> records, read as they are written.
 
 In: paths of .jsonl, .json and .parquet files. Out: a list of dicts. A path is a path: [ ] * and :: in it mean nothing.
-Numbers keep their digits: integers have any size, and decimals stay text (NumberText), since 0.10 is not 0.1 to
-everybody and 1.2345678901234568e+22 is no answer. A .json file holds a list of objects, an object of columns, or one
-object per line. Every failure is a DataError with file and line.
+Numbers keep their digits: integers have any size, and decimals stay text (NumberText); read as a float,
+12345678901234567890123 would be 1.2345678901234568e+22. A .json file holds a list of objects, an object of columns, or
+one object per line. Every failure is a DataError with file and line.
 """
 
 import json

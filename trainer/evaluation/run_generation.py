@@ -104,10 +104,13 @@ def generate(arguments: argparse.Namespace) -> None:
     model = resolve(arguments.model)  # smollm2 and GGUF files become directories
     loading.check_source(model, arguments.adapter)
     paths = data_paths(arguments.data)
+    bad_rows = [] if arguments.skip_bad_rows else None
     benchmarks = {
-        name: load_benchmark(name, paths.pop(name, None), arguments.data_dir, arguments.limit)
+        name: load_benchmark(name, paths.pop(name, None), arguments.data_dir, arguments.limit, bad_rows)
         for name in names(arguments.benchmarks, "--benchmarks")
     }
+    if bad_rows:
+        log.warning("skip_bad_rows: %d rows left out; the first: %s", len(bad_rows), bad_rows[0])
     if paths:
         raise ValueError(f"--data names {', '.join(paths)}, which --benchmarks does not")
     for benchmark in benchmarks:

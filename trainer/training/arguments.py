@@ -45,7 +45,8 @@ class RunArguments:
         default=TINY,
         metadata=about(
             f"Training data: {TINY} (the embedded word problems), {', '.join((*DATA_SETS, *MADE))}, a json, jsonl or "
-            "parquet file, or a hub id."
+            "parquet file, or a hub id. Questions are text, or messages (TRL, verl), which are asked as they are "
+            "unless a prompt, a system prompt or an instruction is given."
         ),
     )
     data_dir: str | None = field(
@@ -65,7 +66,16 @@ class RunArguments:
         default=None, metadata=about("Column with the question, where it is not found by itself.")
     )
     answer_column: str | None = field(
-        default=None, metadata=about("Column with the reference answer, where it is not found by itself.")
+        default=None,
+        metadata=about(
+            "Column with the reference answer, where it is not found by itself; a.b is b inside the column a."
+        ),
+    )
+    skip_bad_rows: bool = field(
+        default=False,
+        metadata=about(
+            "Leave out rows without a question or an answer, and say how many (default: stop at the first)."
+        ),
     )
     prompt: str | None = field(
         default=None,
