@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.metadata
 import json
 import os
@@ -472,10 +473,11 @@ def test_a_model_without_a_chat_template_is_asked_in_plain_text(tokenizer, monke
     assert render(tokenizer, "w1", methods(["no_thinking"], Prompt(""))["no_thinking"]) == "Question: w1\nAnswer:"
 
 
-def test_a_plain_prompt_gets_one_bos_token_whether_it_holds_one_or_not(tokenizer, monkeypatch):
+def test_a_plain_prompt_gets_one_bos_token_whether_it_holds_one_or_not(tokenizer):
     from tokenizers.processors import TemplateProcessing
 
-    monkeypatch.setattr(tokenizer, "chat_template", None)
+    tokenizer = copy.deepcopy(tokenizer)  # others use it as it is
+    tokenizer.chat_template = None
     bos = tokenizer.convert_ids_to_tokens(0)
     tokenizer.bos_token = bos
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=f"{bos} $A", special_tokens=[(bos, 0)])

@@ -56,7 +56,7 @@ def encodable(text: str, where: str) -> str:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         raise DataError(
-            f"{where}: character {error.start + 1} is half of a surrogate pair "
-            f"(\\u{ord(text[error.start]):04x}), which is no text"
+            f"{where}: character {error.start + 1} is half of a surrogate pair (\\u{ord(text[error.start]):04x}), "
+            "which is no text"
         ) from None
     return text

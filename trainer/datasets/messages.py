@@ -12,7 +12,7 @@ _ROLES = ("system", "user", "assistant")
 
 
 def question_and_turns(prompt: list, where: str) -> tuple[str, list[Turn]]:
-    """Returns (the question, the turns before it). Raises DataError for what awaits no answer."""
+    """Returns (the question, the turns before it). Raises DataError for what does not await an answer."""
     turns = [_turn(turn, f"{where}, turn {number}") for number, turn in enumerate(prompt, 1)]
     if not turns or turns[-1]["role"] != "user":
         raise DataError(f"{where}: expected messages that end in the user's question, got {_shown(prompt)}")

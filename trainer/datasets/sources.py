@@ -68,7 +68,7 @@ def load_records(
         if path.suffix not in SUFFIXES:
             raise DataError(f"{path}: expected a file that ends in {', '.join(SUFFIXES)}")
         own_split = path.stem if path.stem in ("train", "test", "validation") else "train"
-        named = own_split if split is None else _SPLIT.fullmatch(split)[1]
+        named = own_split if split is None else _name_of(split)
         return _load_files(source, {named: [path]}, split or own_split)
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", source):
         known_names = ", ".join((*DATA_SETS, *MADE))
@@ -109,9 +109,8 @@ def _is_there(records: Records, name: str) -> bool:
     outer, dot, inner = name.partition(".")
     if name in records.columns or not dot or outer not in records.columns:
         return name in records.columns
-    return any(
-        isinstance(records[row].get(outer), dict) and inner in records[row][outer] for row in range(len(records))
-    )
+    outers = (records[row].get(outer) for row in range(len(records)))
+    return any(isinstance(value, dict) and inner in value for value in outers)
 
 
 def value_of(record: dict, name: str):
@@ -135,10 +134,15 @@ def _files_by_split(directory: Path) -> dict[str, list[Path]]:
     return splits
 
 
+def _name_of(split: str) -> str:
+    """The split of which `split` is a slice; its form has been checked."""
+    return split.partition("[")[0]
+
+
 def _load_files(source: str, files: dict[str, list[Path]], split: str | None) -> tuple[Records, str]:
     if split is None:
         split = next(iter(files)) if len(files) == 1 else "train"
-    name = _SPLIT.fullmatch(split)[1]
+    name = _name_of(split)
     if name not in files:
         raise DataError(f"{source}: there is no split {name!r}: there are {', '.join(files)}")
     rows = [row for path in files[name] for row in read_rows(path)]

@@ -35,6 +35,8 @@ def last_boxed(text: str) -> str | None:
 
 def last_box(text: str) -> tuple[int, str] | None:
     """Returns (where it starts, its content) of the box that opens last among those that hold an answer, or None."""
+    if "\\" not in text:
+        return None
     last = max(text.rfind(r"\boxed"), text.rfind(r"\fbox"), text.rfind(r"\framebox"))
     if last < 0:
         return None
@@ -61,14 +63,17 @@ def last_box(text: str) -> tuple[int, str] | None:
 
 def _braced(text: str, start: int) -> str | None:
     """The balanced group that opens at `start`."""
-    opening = _OPENING.match(text, start)
-    if not opening:
+    if text.startswith("{", start):
+        first = start + 1
+    elif opening := _OPENING.match(text, start):
+        first = opening.end()
+    else:
         return None
     depth = 1
-    for token in _ESCAPE_OR_BRACE.finditer(text, opening.end(), opening.end() + MAX_ANSWER_CHARS):
+    for token in _ESCAPE_OR_BRACE.finditer(text, first, first + MAX_ANSWER_CHARS):
         depth += {"{": 1, "}": -1}.get(token[0], 0)
         if depth == 0:
-            return text[opening.end() : token.start()].strip()
+            return text[first : token.start()].strip()
     return None
 
 

@@ -51,11 +51,12 @@ _SENTENCE_END = re.compile(r"[.!?](?=\s|[*\"')]|$)")
 def stated_answer(response: str) -> str | None:
     """Returns the text of the answer that `response` states last, or None."""
     response = response[-MAX_RESPONSE_CHARS:]
-    thinking = _last_match(_END_OF_THINKING, response) if _ends_thinking(response) else None
-    return (thinking and _stated_in(response[thinking.end() :])) or _stated_in(response)
+    if _may_end_thinking(response) and (thinking := _last_match(_END_OF_THINKING, response)):
+        return _stated_in(response[thinking.end() :]) or _stated_in(response)
+    return _stated_in(response)
 
 
-def _ends_thinking(text: str) -> bool:
+def _may_end_thinking(text: str) -> bool:
     """False where the pattern cannot match, which is much faster to see."""
     return "</" in text or "<|" in text or "[/" in text or "◁" in text
 
