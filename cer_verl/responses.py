@@ -92,7 +92,7 @@ def measure(
                 "finite number of nats >= 0; the policy's logits are broken"
             )
     empty = torch.zeros(0, dtype=torch.float64)
-    length = torch.tensor([len(values) for values in written])
+    length = torch.tensor([len(values) for values in written], dtype=torch.int64)
     teca = teca_last(torch.cat([empty, *written]), cu_seqlens=torch.cat([length.new_zeros(1), length.cumsum(0)]))
     entropy_sum = torch.tensor([values.sum().item() for values in written], dtype=torch.float64)
     correct = torch.tensor([score[session.rows[-1]].sum().item() >= settings.right_from for session in sessions])

@@ -32,6 +32,7 @@ else:
         RAY_AUTH_MODE="disabled",
         RAY_USAGE_STATS_ENABLED="0",
         TOKENIZERS_PARALLELISM="false",
+        TQ_NUM_THREADS="1",
         HF_HUB_OFFLINE="1",
         MASTER_ADDR="127.0.0.1",
         MASTER_PORT=str(port),

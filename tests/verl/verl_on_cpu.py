@@ -26,6 +26,7 @@ from verl.trainer.ppo.v1 import AgentLoopWorkerTQ, get_trainer_cls
 from verl.workers.engine_workers import ActorRolloutRefWorker
 from verl.workers.rollout.replica import TokenOutput
 
+_OWN_FORWARD = transformers.LlamaForCausalLM.forward
 SPECIAL = ["<pad>", "<eos>", "<unk>", "<user>", "<assistant>", "<end>"]
 WORDS = SPECIAL + [f"w{i}" for i in range(12)] + [rf"\boxed{{{i}}}" for i in range(5)]
 CHAT_TEMPLATE = (
@@ -112,6 +113,7 @@ def small(model: Path, **overrides: object) -> list[str]:
 
 def make_worker(config: DictConfig) -> ActorRolloutRefWorker:
     """verl's worker with the actor in it, in this process, where the trainer calls a group of them over Ray."""
+    transformers.LlamaForCausalLM.forward = _OWN_FORWARD  # verl's fused kernels replace it for the whole process
     worker = ActorRolloutRefWorker(config.actor_rollout_ref, role="actor")
     worker.init_model()
     worker._dispatch_info = {"actor": [0]}
@@ -182,6 +184,7 @@ class Replicas:
 def make_run(config: DictConfig) -> tuple[object, AgentLoops]:
     """(trainer, agent loops) for `trainer.fit(agent_loops)`: what PPOTrainer._setup does, without Ray's processes."""
     trainer = get_trainer_cls(config.trainer.v1.trainer_mode)(config)
+    trainer.replay_buffer.poll_interval = 0.01  # s; verl's 2 s are for real rollouts
     trainer._init_tokenizer()
     trainer._init_dataloader()
     trainer._init_dump_executor()
