@@ -1,4 +1,4 @@
-"""Two steps of the registered trainer with everything of verl's real but the generation server: rewards and advantages."""
+"""Two steps of the registered trainer, all of verl real but the generation server: rewards and advantages by hand."""
 
 import math
 import statistics
