@@ -21,8 +21,9 @@ has gathered it where it shares a group with another module; where it does not, 
 DeepSpeed is told that the model's forward uses it, gathers it with the model's own parameters, forward and backward,
 and reduces the gradient.
 
-Whatever a model does to its logits beyond this equation would be wrong silently, so the head is compared with the
-model's own logits when it is added, wherever the weights are in place (sharded or meta weights can't be run there).
+Whatever a model does to its logits beyond this equation would be wrong silently, so the equation is compared with whole
+rows of the model's own logits, multiplied in float32, when the head is added, wherever the weights are in place
+(sharded or meta weights can't be run there).
 """
 
 # torch gives every attribute of a module as Tensor | Module:
@@ -120,7 +121,7 @@ def add_fused_lm_head(
 
     model.forward = types.MethodType(forward, model)
     if all(_in_place(parameter) for parameter in model.parameters()):
-        _compare_with_own_logits(model, original_forward, temperature)
+        _compare_with_own_logits(model, original_forward, temperature, logit_scale, softcap)
 
 
 def logit_transform(text_config) -> tuple[float, float | None]:
@@ -243,6 +244,10 @@ def _active_lora(head: nn.Module) -> list[str]:
     return [adapter for adapter in head.active_adapters if adapter in head.lora_A]
 
 
+def _lora_factors(head: nn.Module) -> list[nn.Module]:
+    return [factor for adapter in _active_lora(head) for factor in (head.lora_A[adapter], head.lora_B[adapter])]
+
+
 def _require_servable_head(model: PreTrainedModel, cast_lm_head_to_fp32: bool) -> None:
     name = type(model).__name__
 
@@ -293,26 +298,159 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def _compare_with_own_logits(model: PreTrainedModel, original_forward, temperature: float) -> None:
-    """Raise unless the head and the model's own forward agree on a few tokens, to the precision of its dtype."""
+def _compare_with_own_logits(
+    model: PreTrainedModel, original_forward, temperature: float, logit_scale: float, softcap: float | None
+) -> None:
+    """Raise unless the head's equation and the model's own forward agree on a few tokens, over the whole vocabulary.
+
+    Rounding must not hide a difference, so the head is multiplied in float32 for the model's own forward as well, and
+    its logits are raised once to a size at which a softcap bends them: fresh weights make logits near 0, where it
+    does not.
+    """
+    name = type(model).__name__
     vocabulary = model.config.get_text_config().vocab_size
     device = model.get_input_embeddings().weight.device
     input_ids = (torch.arange(1, 6, device=device) % vocabulary)[None]  # (1, 5)
     with torch.no_grad(), evaluation_mode(model):
-        logits = original_forward(input_ids=input_ids, use_cache=False).logits[0, :-1]  # (4, V)
-        fused = model(input_ids=input_ids, labels=input_ids, fused_lm_head=True).log_probs[0]  # (4,)
-    scaled = logits.double() / temperature
-    own = scaled.log_softmax(-1).gather(-1, input_ids[0, 1:, None].to(logits.device))[:, 0]  # (4,)
+        rows, expected, exact = _own_and_expected_logits(model, original_forward, input_ids, logit_scale, softcap)
+        _require_equal_rows(name, rows, expected, temperature, exact)
+        raised = _PROBED_LOGIT / max(expected.abs().max().item(), 1e-30)
+        _require_equal_rows(
+            name,
+            *_own_and_expected_logits(model, original_forward, input_ids, logit_scale, softcap, raised)[:2],
+            temperature * max(1.0, raised),  # the entropy of logits of 50 is all rounding
+            exact,
+        )
+        fused = model(input_ids=input_ids, labels=input_ids, fused_lm_head=True).log_probs[0].double().cpu()  # (4,)
+    own = (rows[:-1] / temperature).log_softmax(-1).gather(-1, input_ids[0, 1:, None].cpu())[:, 0]  # (4,)
     coarsest = max(torch.finfo(p.dtype).eps for p in model.parameters() if p.is_floating_point())
-    tolerance = 1e-5 + 32 * coarsest * max(1.0, scaled.abs().max().item())
-    error = (own - fused.to(own.device)).abs()
+    size = (rows / temperature).abs().max().item()
+    # The head's operands are rounded to the dtype of the model, the products are not.
+    tolerance = 1e-5 + 4 * coarsest * max(1.0, size) if coarsest > 1e-6 else 1e-5 + 32 * coarsest * max(1.0, size)
+    error = (own - fused).abs()
     if not bool((error <= tolerance).all()):
         worst = int(error.argmax()) if not error.isnan().any() else int(error.isnan().int().argmax())
         raise ValueError(
-            f"{type(model).__name__} cannot be trained with the fused head: at position {worst} of a probe its own "
-            f"logits give log-probability {own[worst].item():.6f}, the head {fused[worst].item():.6f} (tolerance "
-            f"{tolerance:.1e}). Its forward changes the logits in a way that is none of bias, logit_scale, "
-            "output_multiplier, lm_head_multiplier, logits_scaling, final_logit_softcapping, logits_soft_cap"
+            f"{name} cannot be trained with the fused head: at position {worst} of a probe its own logits give "
+            f"log-probability {own[worst].item():.6f}, the head {fused[worst].item():.6f} (tolerance {tolerance:.1e})"
+        )
+
+
+# Of the larger of the two probes: softcaps in use are 15 to 50, and a cap of 50 takes a quarter from a logit of 50.
+_PROBED_LOGIT = 50.0
+
+
+def _own_and_expected_logits(
+    model: PreTrainedModel,
+    original_forward,
+    input_ids: Tensor,  # (1, L)
+    logit_scale: float,
+    softcap: float | None,
+    raised: float = 1.0,
+) -> tuple[Tensor, Tensor, bool]:
+    """Logits (L, V), float64 on the CPU, of the model's own forward and of the equation on its backbone's states.
+
+    The head's output is multiplied by `raised` in both. The flag says whether nothing is rounded more coarsely than
+    float32 on the way from the backbone's states to the logits.
+    """
+    states: list[Tensor] = []
+    inputs: list[Tensor] = []
+    products: list[Tensor] = []
+    head = model.get_output_embeddings()
+    inside = False
+
+    def keep_states(module, args, output) -> None:
+        states.append(output[0] if isinstance(output, tuple) else output.last_hidden_state)
+
+    def keep_inputs(module, args) -> None:  # before any other hook changes them
+        if not inside:
+            inputs.append(args[0])
+
+    def multiply_in_float32(module, args, output):
+        nonlocal inside
+        if inside:  # called from below
+            return None
+        inside = True
+        try:
+            output = torch.func.functional_call(module, _in_float32(module), (_finer(inputs[-1]),))
+        except RuntimeError:
+            # A head with a forward of its own may insist on its dtype: then its own rounding limits the comparison.
+            pass
+        finally:
+            inside = False
+        products.append(output)
+        return raised * output
+
+    hooks = [
+        model.base_model.register_forward_hook(keep_states),
+        head.register_forward_pre_hook(keep_inputs, prepend=True),
+        head.register_forward_hook(multiply_in_float32),
+    ]
+    try:
+        own = original_forward(input_ids=input_ids, use_cache=False).logits[0]  # (L, V)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not states or not products:
+        missing = "base_model" if not states else "the head that get_output_embeddings() returns"
+        raise ValueError(
+            f"{type(model).__name__} cannot be trained with the fused head: its own forward does not call {missing}"
+        )
+    hidden = _finer(states[0][0]).to(products[0].device)  # (L, D)
+    hidden, weight, bias = head_operands(active_head(head), hidden)
+    logits = nn.functional.linear(hidden.float(), weight.float(), None if bias is None else bias.float()).double().cpu()
+    logits = logits * (raised * logit_scale)
+    if softcap is not None:
+        logits = softcap * (logits / softcap).tanh()
+    # A model may rescale the states before its head, and an adapter multiplies in its own dtype.
+    rounding = [own, products[0], *(factor.weight for factor in _lora_factors(active_head(head)))]
+    exact = torch.equal(inputs[0].to(states[0].device), states[0]) and all(
+        torch.finfo(tensor.dtype).bits >= 32 for tensor in rounding
+    )
+    return own.double().cpu(), logits, exact
+
+
+def _finer(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def _in_float32(module: nn.Module) -> dict[str, Tensor]:
+    return {name: _finer(p) for name, p in module.named_parameters() if p.is_floating_point()}
+
+
+def _require_equal_rows(name: str, own: Tensor, expected: Tensor, temperature: float, exact: bool) -> None:
+    """Raise unless rows of logits (L, V) make the same distributions, up to the rounding of float32 or of bfloat16.
+
+    Compared without each row's mean, which changes no distribution: the difference's norm (a bend, a mask, a bias),
+    the slope of one row over the other (a factor, which rounding hides in single logits but not in a fit over V of
+    them), and the entropy.
+    """
+    because = (
+        "Its forward changes the logits in a way that is none of bias, logit_scale, output_multiplier, "
+        "lm_head_multiplier, logits_scaling, final_logit_softcapping, logits_soft_cap"
+    )
+    if own.shape != expected.shape:
+        raise ValueError(
+            f"{name} cannot be trained with the fused head: its own logits of a probe have shape {tuple(own.shape)}, "
+            f"the head's {tuple(expected.shape)}. {because}"
+        )
+    a, b = own - own.mean(-1, keepdim=True), expected - expected.mean(-1, keepdim=True)
+    norm = b.norm(dim=-1).clamp(min=1e-30)
+    off = (a - b).norm(dim=-1) / norm
+    slope = ((a * b).sum(-1) / norm.square() - 1).abs()
+    p, q = (own / temperature).log_softmax(-1), (expected / temperature).log_softmax(-1)
+    entropy, entropy_expected = (torch.special.entr(x.exp()).sum(-1) for x in (p, q))
+    # 1e-4 of the row: many times the rounding of a float32 sum over D. bfloat16 rounds each logit by 2^-9 to 2^-8.
+    agree = (off <= (1e-4 if exact else 1e-2)) & (slope <= (1e-4 if exact else 3e-3))
+    agree &= (entropy - entropy_expected).abs() <= (0.01 * entropy).clamp(min=1e-3)
+    if not bool(agree.all()):
+        worst = int((~agree).int().argmax())
+        token = int((p - q)[worst].abs().nan_to_num(nan=torch.inf).argmax())
+        raise ValueError(
+            f"{name} cannot be trained with the fused head: at position {worst} of a probe its own logits give "
+            f"log-probability {p[worst, token].item():.6f} to token {token} and entropy {entropy[worst].item():.6f}, "
+            f"the head {q[worst, token].item():.6f} and {entropy_expected[worst].item():.6f}; the logits differ by "
+            f"{off[worst].item():.1e} of their norm. {because}"
         )
 
 

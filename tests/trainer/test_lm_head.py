@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 import torch.distributed as dist
+import transformers
 from peft import LoraConfig, get_peft_model
 from tiny_models import FAMILIES, VOCABULARY, make_model
 from torch import nn
@@ -298,17 +299,97 @@ def test_a_head_sharded_by_fsdp2_is_gathered(one_process_mesh, own_group):
         )
 
 
-class _LogitsWithAnExtraFactor(type(make_model("llama"))):
+class _LlamaWithChangedLogits(type(make_model("llama"))):
+    """`change` is what its forward does to the logits (B, L, V) at its end."""
+
+    change = staticmethod(lambda logits: logits)
+
     def forward(self, *args, **kwargs):
         result = super().forward(*args, **kwargs)
-        result.logits = 1.01 * result.logits
+        result.logits = self.change(result.logits)
         return result
 
 
-def test_logits_changed_in_an_unknown_way_are_refused_at_construction():
-    model = _LogitsWithAnExtraFactor(make_model("llama").config)
-    with pytest.raises(ValueError, match=r"_LogitsWithAnExtraFactor .* its own logits give log-probability"):
+def changed_llama(change, dtype: torch.dtype, **options) -> nn.Module:
+    torch.manual_seed(0)
+    model = _LlamaWithChangedLogits(make_model("llama", **options).config).to(dtype).eval()
+    model.change = change
+    return model
+
+
+def mask_token_five(logits: torch.Tensor) -> torch.Tensor:
+    return logits.masked_fill(torch.arange(logits.shape[-1]) == 5, -1e4)
+
+
+DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+
+
+@DTYPES
+@pytest.mark.parametrize("spread", [0.02, 0.4])  # of the weights: logits near 0, and a far from uniform distribution
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda logits: 1.05 * logits,
+        lambda logits: 1.01 * logits,
+        lambda logits: 30 * (logits / 30).tanh(),
+        lambda logits: logits + 0.1 * logits.std() * torch.linspace(-1, 1, logits.shape[-1]),
+        mask_token_five,
+        lambda logits: logits[..., :-1],
+    ],
+    ids=["factor 1.05", "factor 1.01", "softcap", "bias", "masked token", "fewer tokens"],
+)
+def test_logits_changed_in_an_unknown_way_are_refused_at_construction(change, spread, dtype):
+    model = changed_llama(change, dtype, initializer_range=spread)
+    with pytest.raises(ValueError, match=r"_LlamaWithChangedLogits .* its own logits"):
         add_fused_lm_head(model)
+
+
+@DTYPES
+def test_xlstm_which_caps_its_logits_by_another_name_is_refused(dtype):
+    config = transformers.xLSTMConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=16,
+        num_heads=2,
+        num_hidden_layers=1,
+        output_logit_soft_cap=30.0,
+        chunkwise_kernel="chunkwise--native_autograd",
+        sequence_kernel="native_sequence__native",
+        step_kernel="native",
+    )
+    torch.manual_seed(0)
+    model = transformers.xLSTMForCausalLM(config).to(dtype).eval()
+    with pytest.raises(ValueError, match=r"xLSTMForCausalLM .* its own logits"):
+        add_fused_lm_head(model)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_supported_models_stay_close_to_their_own_logits_in_bfloat16(family):
+    model = make_model(family).bfloat16()
+    plain = copy.deepcopy(model)
+    add_fused_lm_head(model, temperature=1.0, outputs=BOTH)
+    with torch.no_grad():
+        for e, g in zip(from_own_logits(plain, 1.0), from_fused_head(model), strict=True):
+            torch.testing.assert_close(g.double(), e, rtol=0, atol=5e-2)
+
+
+class _LlamaWithScaledStates(type(make_model("llama"))):
+    def forward(self, input_ids, **kwargs):
+        hidden = self.model(input_ids).last_hidden_state
+        return transformers.modeling_outputs.CausalLMOutput(logits=self.lm_head(hidden / 3))
+
+
+@DTYPES
+def test_states_rescaled_before_the_head_are_a_factor_that_the_config_may_declare(dtype):
+    """Rounded to bfloat16 on the way, which is no reason to refuse the model."""
+    config = make_model("llama").config
+    config.logit_scale = 1 / 3
+    torch.manual_seed(0)
+    add_fused_lm_head(_LlamaWithScaledStates(config).to(dtype).eval())
+
+
+def test_a_bfloat16_adapter_on_the_head_is_no_reason_to_refuse():
+    model, _ = lora_pair("llama", target_modules=["lm_head"])
+    add_fused_lm_head(model.bfloat16().get_base_model())
 
 
 def test_models_without_a_servable_head_are_refused_by_name():
