@@ -284,9 +284,25 @@ def test_bad_input_is_named(tmp_path):
 
 
 def test_responses_without_tokens_are_passed_over(tmp_path):
-    made = [*records(problems=3), make_record("none", entropies=[], correct=False)]
-    run_plots(write_run(tmp_path, made), "--format", "svg")
-    assert (tmp_path / "plots" / "teca-mean.svg").is_file()
+    """Curve and histogram of TECA are those of the responses that have tokens; as lengths they count, as 0."""
+    wanted = records(problems=3)
+    run_plots(write_run(tmp_path / "with", wanted), "--format", "svg", "--output", tmp_path / "figures")
+    made = [*wanted, make_record("none", entropies=[], correct=False)]
+    run_plots(write_run(tmp_path / "without", made), "--format", "svg", "--output", tmp_path / "others")
+    (few,) = read_series([("r", tmp_path / "with")])
+    (all_of_them,) = read_series([("r", tmp_path / "without")])
+    with style.style():
+        drawn, expected = (evaluation.mean_teca([one]).axes[0].lines[0] for one in (all_of_them, few))
+        bars, expected_bars = (
+            evaluation.histogram([one], "teca").axes[0].patches[0].get_data() for one in (all_of_them, few)
+        )
+    assert np.isfinite(drawn.get_ydata()).all()
+    assert drawn.get_ydata() == pytest.approx(expected.get_ydata())
+    assert bars.values == pytest.approx(expected_bars.values)
+    assert bars.edges == pytest.approx(expected_bars.edges)
+    assert all_of_them.length.tolist() == [*few.length.tolist(), 0]
+    names = sorted(path.name for path in (tmp_path / "others").iterdir())
+    assert names == sorted(path.name for path in (tmp_path / "figures").iterdir())
 
 
 # --------------------------------------------------------------------------------------------------------- token page
