@@ -19,6 +19,7 @@ import sys
 
 from trainer.catalogue.data_sets import DATA_SETS, EMBEDDED
 from trainer.catalogue.methods import METHODS
+from trainer.console.closed_pipe import outlive_readers
 from trainer.evaluation.requests import DTYPES, ENGINES, Sampling
 from trainer.sampling.early_exit import DEFAULT_TEXT
 
@@ -168,4 +169,5 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    outlive_readers()
     sys.exit(main())

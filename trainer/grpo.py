@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from trainer.catalogue.data_sets import DATA_SETS
+from trainer.console.closed_pipe import outlive_readers
 from trainer.sampling import vllm_support
 from trainer.training import arguments
 
@@ -216,4 +217,5 @@ def train(run: arguments.RunArguments, config, model_config, command: str) -> in
 
 
 if __name__ == "__main__":
+    outlive_readers()
     sys.exit(main())

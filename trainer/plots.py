@@ -22,6 +22,7 @@ import re
 import sys
 from pathlib import Path
 
+from trainer.console.closed_pipe import outlive_readers
 from trainer.plotting import evaluation
 from trainer.plotting.case import case
 from trainer.plotting.curves import Series, find_case, read_series, typical
@@ -141,6 +142,7 @@ def _file_name(text: str) -> str:
 
 
 if __name__ == "__main__":
+    outlive_readers()
     try:
         sys.exit(main(parser().parse_args()))
     except (ValueError, OSError) as error:

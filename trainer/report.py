@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import sys
 
+from trainer.console.closed_pipe import outlive_readers
 from trainer.records.directories import labelled_directories
 from trainer.reporting import report_tables, tidy
 from trainer.reporting.comparison import compare
@@ -113,6 +114,7 @@ def _pairs(asked: list[str], runs: list[Run]) -> list[tuple[Row, Row]]:
 
 
 if __name__ == "__main__":
+    outlive_readers()
     try:
         sys.exit(main(parser().parse_args()))
     except (ValueError, FileNotFoundError) as error:

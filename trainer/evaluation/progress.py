@@ -13,8 +13,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from tqdm.auto import tqdm
-
+from trainer.console.progress_bar import ProgressBar
 from trainer.records.record_files import Record, RecordWriter
 
 _FORM = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
@@ -69,7 +68,7 @@ class Progress:
                 self.running.add(is_correct, length)
         self.total = total
         self._started = time.monotonic()
-        self.bar = tqdm(
+        self.bar = ProgressBar(
             total=total,
             initial=self.running.records,
             desc=description,
@@ -102,7 +101,7 @@ class Progress:
         mean_length = self.running.tokens / self.running.records if self.running.records else 0.0
         rest = self.pace.rest_seconds(self.total - self.running.records, mean_length)
         if rest is not None:
-            shown["rest"] = tqdm.format_interval(rest)
+            shown["rest"] = ProgressBar.format_interval(rest)
         self.bar.set_postfix(shown, refresh=False)
         self.bar.update(0)
 

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from trainer.console.progress_bar import ProgressBar
 from trainer.grading import grade
 from trainer.sampling.rollout import sample
 from trainer.sampling.rollout_entropy import teca_and_sum
@@ -47,7 +47,7 @@ def evaluate(
     was_training = model.training
     model.eval()
     found = HeldOutResponses([], [], [], [], [], [], [])
-    with torch.random.fork_rng(devices=[]), tqdm(total=len(problems), desc=description, unit="problem") as bar:
+    with torch.random.fork_rng(devices=[]), ProgressBar(total=len(problems), desc=description, unit="problem") as bar:
         torch.manual_seed(seed)
         for start in range(0, len(problems), _BATCH):
             batch = problems[start : start + _BATCH]

@@ -23,10 +23,10 @@ from pathlib import Path
 
 import torch
 import transformers
-from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase, Qwen3ForCausalLM
 
 from cer_ext import linear_logprobs_and_entropy
+from trainer.console.progress_bar import ProgressBar
 from trainer.storage.atomic import staged_directory, write_json
 from trainer.storage.cache import default_cache_dir
 from trainer.tiny import problems
@@ -117,7 +117,7 @@ def train(settings: WarmStartSettings) -> tuple[Qwen3ForCausalLM, PreTrainedToke
     ]
     batches = _batches(tokenizer, rng, settings)
     model.train()
-    bar = tqdm(range(settings.steps), desc=f"warm start ({settings.design})", unit="step", dynamic_ncols=True)
+    bar = ProgressBar(range(settings.steps), desc=f"warm start ({settings.design})", unit="step", dynamic_ncols=True)
     for step in bar:
         ids, targets = next(batches)
         hidden = model.model(input_ids=ids).last_hidden_state  # (B, L, D); padding is on the right, causally unseen

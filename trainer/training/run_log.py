@@ -23,10 +23,10 @@ from statistics import fmean
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
+from trainer.console.progress_bar import ProgressBar
 from trainer.training.padding_alarm import padding_alarm
 
 LOG_FILE = "log.jsonl"
@@ -169,7 +169,7 @@ class MeasuredMixin:
         alarm = padding_alarm([t for t, _ in known], [n for _, n in known])
         sounded = bool(history) and bool(history[-1].get("padding_alarm"))
         if alarm is not None and not sounded and self.is_world_process_zero():
-            tqdm.write(f"ALARM in step {self.state.global_step}: {alarm}")
+            ProgressBar.write(f"ALARM in step {self.state.global_step}: {alarm}")
         return {"padding_alarm": float(alarm is not None)}
 
     def restart_clock(self) -> None:
@@ -250,12 +250,12 @@ class ConsoleTable(TrainerCallback):
 
     def __init__(self, description: str = "train"):
         self.description = description
-        self.bar: tqdm | None = None
+        self.bar: ProgressBar | None = None
         self._rows = 0
 
     def on_train_begin(self, args, state, control, **kwargs):
         if state.is_world_process_zero and not args.disable_tqdm:
-            self.bar = tqdm(
+            self.bar = ProgressBar(
                 total=state.max_steps, initial=state.global_step, desc=self.description, unit="step", dynamic_ncols=True
             )
 
@@ -267,9 +267,9 @@ class ConsoleTable(TrainerCallback):
         if not state.is_world_process_zero or not logs or "loss" not in logs:
             return
         if self._rows % _HEADING_EVERY == 0:
-            tqdm.write(table_heading())
+            ProgressBar.write(table_heading())
         self._rows += 1
-        tqdm.write(table_row(state.global_step, logs))
+        ProgressBar.write(table_row(state.global_step, logs))
 
     def on_train_end(self, args, state, control, **kwargs):
         if self.bar is not None:

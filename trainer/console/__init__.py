@@ -1,0 +1,5 @@
+"""What programs show while they run, on a terminal, in a file, or to nobody.
+
+closed_pipe.py    a reader that goes away takes no program with it
+progress_bar.py   a bar on a terminal, lines in a file
+"""
