@@ -34,8 +34,9 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import cached_file
 
+from trainer.console.closed_pipe import outlive_readers
 from trainer.merging.adapter import AdapterFiles, find_adapter
-from trainer.merging.merge import attach, merge
+from trainer.merging.merge import attach, merge, require_same_vocabulary
 from trainer.merging.verify import agreement, checksums, logits_of, require_same_from_disk, token_sequences
 from trainer.models.names import resolve
 from trainer.prompts.prompt import prompt_of, write_prompt
@@ -105,6 +106,7 @@ def merge_one(adapter: AdapterFiles, output: Path, args: argparse.Namespace) -> 
     """Merge, verify, and only then give the directory its name. Returns the merge record."""
     with staged_directory(output) as staging:
         base = _load(args.model_path, args.revision, args.device)
+        require_same_vocabulary(base, adapter)
         base_dtype = base.dtype
         sequences = token_sequences(
             base.get_input_embeddings().weight.shape[0], include=_trained_tokens(adapter.config.trainable_token_indices)
@@ -232,6 +234,7 @@ def _file_of(model: str, revision: str | None, name: str) -> str | None:
 
 
 if __name__ == "__main__":
+    outlive_readers()
     try:
         sys.exit(main(parser().parse_args()))
     except (ValueError, OSError) as error:

@@ -337,6 +337,95 @@ def test_bad_adapters_are_refused_and_nothing_is_left(tmp_path, tokenizer):
         assert left(tmp_path) == before
 
 
+@pytest.mark.parametrize("kind", ["pissa", "pissa_niter_4", "olora", "corda", "loftq", "lora_ga"])
+def test_an_adapter_of_a_base_changed_at_its_start_is_refused(tmp_path, tokenizer, kind):
+    base = save_base(tmp_path / "base", tokenizer)
+    adapter = save_adapter(tmp_path / "adapter", base)
+    path = adapter / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"init_lora_weights": kind}))
+    with pytest.raises(ValueError, match=rf"its initialisation, {kind}, changed the base .*weight_conversion=INITIAL"):
+        run(base, adapter, tmp_path / "out")
+    assert left(tmp_path) == ["adapter", "base"]
+
+
+def test_such_an_adapter_merges_once_it_is_converted(tmp_path, tokenizer):
+    """The way out that the refusal names, taken."""
+    base = save_base(tmp_path / "base", tokenizer, "llama")
+    options = {"r": 4, "lora_alpha": 6, "target_modules": LINEAR, "task_type": "CAUSAL_LM"}
+    model = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(base), LoraConfig(**options, init_lora_weights="pissa_niter_4")
+    )
+    model.peft_config["default"].init_lora_weights = True
+    model.save_pretrained(tmp_path / "initial")
+    model.peft_config["default"].init_lora_weights = "pissa_niter_4"
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                parameter.add_(0.2 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(name))))
+    wanted = logits(model)
+    model.save_pretrained(tmp_path / "adapter", path_initial_model_for_weight_conversion=str(tmp_path / "initial"))
+    run(base, tmp_path / "adapter", tmp_path / "out")
+    torch.testing.assert_close(merged_logits(tmp_path / "out"), wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["eva", "orthogonal", "gaussian", "mica"])
+@pytest.mark.filterwarnings("ignore")
+def test_an_initialisation_that_leaves_the_base_is_merged(tmp_path, tokenizer, kind):
+    base = save_base(tmp_path / "base", tokenizer, "llama")
+    adapter = save_adapter(tmp_path / "adapter", base, init_lora_weights=kind)
+    before = {name: tensor.clone() for name, tensor in weights(base).items()}
+    loaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter)
+    name = "model.layers.0.self_attn.q_proj"
+    assert torch.equal(loaded.get_base_model().get_submodule(name).base_layer.weight, before[f"{name}.weight"])
+    run(base, adapter, tmp_path / "out")
+    torch.testing.assert_close(merged_logits(tmp_path / "out"), logits(loaded), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_adapters_that_no_weights_stand_for_are_refused_in_a_line(tmp_path, tokenizer):
+    base = save_base(tmp_path / "base", tokenizer, "llama")
+    activated = save_adapter(tmp_path / "activated", base, alora_invocation_tokens=[3, 4])
+    biased = save_adapter(tmp_path / "biased", base, lora_bias=True)
+    for adapter, message in ((activated, "aLoRA"), (biased, r"lora_bias, and .*q_proj of the model has no bias")):
+        with pytest.raises(ValueError, match=message):
+            run(base, adapter, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_lora_bias_is_merged_where_the_layer_has_a_bias(tmp_path, tokenizer):
+    base = save_base(tmp_path / "base", tokenizer, "llama", attention_bias=True)
+    adapter = save_adapter(tmp_path / "adapter", base, lora_bias=True, target_modules=["q_proj", "o_proj"])
+    run(base, adapter, tmp_path / "out")
+    torch.testing.assert_close(merged_logits(tmp_path / "out"), adapted_logits(base, adapter), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"modules_to_save": ["embed_tokens", "lm_head"]},
+        {"target_modules": ["q_proj", "lm_head"]},
+        {"target_modules": ["q_proj", "embed_tokens"]},
+        {"trainable_token_indices": [3, 63]},
+    ],
+    ids=["saved", "head", "embedding", "tokens"],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_an_adapter_of_a_grown_vocabulary_needs_its_base(tmp_path, tokenizer, options):
+    base = save_base(tmp_path / "base", tokenizer)
+    model = AutoModelForCausalLM.from_pretrained(base)
+    model.resize_token_embeddings(64)
+    model.save_pretrained(tmp_path / "grown")
+    tokenizer.save_pretrained(tmp_path / "grown")
+    adapter = save_adapter(tmp_path / "adapter", tmp_path / "grown", **options)
+    with pytest.raises(ValueError, match=r"knows 64 tokens, the model \d+: .* Resize and save the base first"):
+        run(base, adapter, tmp_path / "out")
+    assert left(tmp_path) == ["adapter", "base", "grown"]
+    run(tmp_path / "grown", adapter, tmp_path / "out")  # what the message says to do
+    wanted = adapted_logits(tmp_path / "grown", adapter)
+    torch.testing.assert_close(merged_logits(tmp_path / "out"), wanted, rtol=1e-4, atol=1e-4)
+
+
 def test_an_adapter_that_overflows_the_dtype_is_refused(tmp_path, tokenizer):
     base = save_base(tmp_path / "base", tokenizer, "llama", torch.float16)
     adapter = save_adapter(tmp_path / "adapter", base, scale=300.0)
@@ -438,8 +527,13 @@ def test_an_interrupted_merge_leaves_nothing(tmp_path, tokenizer, monkeypatch, n
 
     monkeypatch.setattr(merge_lora, "_copy_files", interrupted)
     handler = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(KeyboardInterrupt):
-        run(base, adapter, tmp_path / "deep" / "out")
+    # A script's `pytest &` starts with SIGINT ignored: the test says itself what Ctrl-C does.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run(base, adapter, tmp_path / "deep" / "out")
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert seen == [True]
     assert left(tmp_path) == ["adapter", "base"]
     assert signal.getsignal(signal.SIGTERM) is handler

@@ -5,6 +5,7 @@ In: a directory (or a name on the hub). Out: an AdapterFiles with PEFT's configu
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,10 @@ from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
 from trainer.storage.fingerprint import file_sha256
 
 CONFIG_NAME = "adapter_config.json"
+# Initialisations of PEFT that subtract their B A from the base (or put another base in its place). The adapter belongs
+# to that changed base, which its files do not hold; PEFT computes it again on loading, from another random start
+# (pissa_niter), other rounding (pissa, olora) or not at all (corda, lora_ga). eva, mica and orthogonal leave the base.
+_CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,7 @@ def find_adapter(given: str) -> AdapterFiles:
 
     Raises:
         FileNotFoundError: no configuration or no weights there.
-        ValueError: not a LoRA adapter.
+        ValueError: not a LoRA adapter, or one that no weights of this base can stand for.
     """
     directory = Path(given)
     if not directory.is_dir():
@@ -70,8 +75,25 @@ def find_adapter(given: str) -> AdapterFiles:
     weights = [name for name in (SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME) if (directory / name).is_file()]
     if not weights:
         raise FileNotFoundError(f"adapter {given}: neither {SAFETENSORS_WEIGHTS_NAME} nor {WEIGHTS_NAME} in it")
+    _require_mergeable(given, json.loads((directory / CONFIG_NAME).read_text(encoding="utf-8")))
     config = PeftConfig.from_pretrained(str(directory))
     if not isinstance(config, LoraConfig):
         raise ValueError(f"adapter {given}: a {config.peft_type} adapter; only LoRA can be merged here")
     hashes = {name: file_sha256(directory / name) for name in (CONFIG_NAME, weights[0])}
     return AdapterFiles(given, directory, config, hashes)
+
+
+def _require_mergeable(given: str, config: dict[str, Any]) -> None:
+    """Before PEFT reads the configuration: it needs scipy for a loftq one."""
+    kind = str(config.get("init_lora_weights"))
+    if kind.lower().startswith(_CHANGES_BASE):
+        raise ValueError(
+            f"adapter {given}: its initialisation, {kind}, changed the base it was trained on, which the adapter does "
+            "not hold. Convert it where it was trained, with the initial adapter: model.save_pretrained(DIR, "
+            "path_initial_model_for_weight_conversion=INITIAL) writes a LoRA of the unchanged base, and that one merges"
+        )
+    if config.get("alora_invocation_tokens"):
+        raise ValueError(
+            f"adapter {given}: an activated LoRA (aLoRA) works only after its invocation tokens, which no fixed "
+            "weights can do; serve the adapter unmerged"
+        )

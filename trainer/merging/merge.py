@@ -27,9 +27,9 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from peft.utils.save_and_load import get_peft_model_state_dict, load_peft_weights
 from torch import Tensor, nn
-from tqdm import tqdm
 from transformers import PreTrainedModel
 
+from trainer.console.progress_bar import ProgressBar
 from trainer.merging.adapter import AdapterFiles
 
 _PROBES = 4
@@ -61,7 +61,45 @@ def attach(base: PreTrainedModel, adapter: AdapterFiles) -> PeftModel:
         # An adapter on the head or the embedding brings the weight under it as well.
         loaded = get_peft_model_state_dict(model, save_embedding_layers=True)
     _require_same_tensors(adapter, stored, loaded)
+    _require_a_place_for_biases(model, adapter)
     return model.eval()
+
+
+def require_same_vocabulary(base: PreTrainedModel, adapter: AdapterFiles) -> None:
+    """Raise ValueError for an adapter of more tokens than the base has.
+
+    An adapter trained after tokens were added fits no base without them; PEFT would list shapes, or index beyond.
+    """
+    inputs, outputs = base.get_input_embeddings(), base.get_output_embeddings()
+    rows = inputs.weight.shape[0]
+    names = [name for name, module in base.named_modules() if module is inputs or module is outputs]
+    indices = adapter.config.trainable_token_indices or []
+    needed = [index + 1 for one in (indices.values() if isinstance(indices, dict) else [indices]) for index in one]
+    for key, tensor in load_peft_weights(str(adapter.directory), device="cpu").items():
+        name, _, kind = key.removeprefix("base_model.model.").partition(".lora_")
+        if name.removesuffix(".weight") not in names or tensor.ndim != 2:
+            continue
+        if kind.startswith("embedding_A"):  # (r, V)
+            needed.append(tensor.shape[1])
+        elif kind.startswith("B") or not kind:  # (V, r) of the head; the weight itself, (V, D)
+            needed.append(tensor.shape[0])
+    if max(needed, default=0) > rows:
+        raise ValueError(
+            f"adapter {adapter.given} knows {max(needed)} tokens, the model {rows}: its vocabulary had grown. Resize "
+            f"and save the base first (model.resize_token_embeddings({max(needed)}), model.save_pretrained(DIR)), as "
+            "was done before the training, and give it as --model"
+        )
+
+
+def _require_a_place_for_biases(model: PeftModel, adapter: AdapterFiles) -> None:
+    if not adapter.config.lora_bias:
+        return
+    for name, module in model.get_base_model().named_modules():
+        if isinstance(module, LoraLayer) and getattr(module.get_base_layer(), "bias", None) is None:
+            raise ValueError(
+                f"adapter {adapter.given} was trained with lora_bias, and {name} of the model has no bias that could "
+                "take it up; serve the adapter unmerged"
+            )
 
 
 def _require_same_tensors(adapter: AdapterFiles, stored: dict[str, Tensor], loaded: dict[str, Tensor]) -> None:
@@ -124,7 +162,7 @@ def merge(model: PeftModel, *, dtype: torch.dtype | None = None) -> tuple[PreTra
     layers = [(name, module) for name, module in base.named_modules() if isinstance(module, LoraLayer)]
     merges = [
         LayerMerge(name.replace(".base_layer", ""), _merge_layer(name, module, dtype))
-        for name, module in tqdm(layers, desc="merge", unit="layer", leave=False)
+        for name, module in ProgressBar(layers, desc="merge", unit="layer", leave=False)
     ]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # "already merged" of each layer, and the tying
