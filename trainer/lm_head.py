@@ -43,6 +43,7 @@ import functools
 import types
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -79,7 +80,9 @@ def add_fused_lm_head(
     unknown = set(outputs) - {"log_probs", "entropy"}
     if unknown:
         raise ValueError(f"outputs may hold 'log_probs' and 'entropy', got {sorted(unknown)} as well")
-    _require_servable_head(model, cast_lm_head_to_fp32)
+    _require_servable_head(model)
+    if cast_lm_head_to_fp32 and _is_lora_linear(active_head(model.get_output_embeddings())):
+        _refuse(model, "cast_lm_head_to_fp32=True replaces the forward of a head that carries a LoRA adapter")
     original_forward = model.forward
     text_config = model.config.get_text_config()
     logit_scale, softcap = logit_transform(text_config)
@@ -91,6 +94,8 @@ def add_fused_lm_head(
             given = {"labels": labels, "shift_labels": shift_labels}
             return original_forward(*args, **{k: v for k, v in given.items() if v is not None}, **kwargs)
 
+        # Before the backbone runs, and in every call: an adapter may have come to the head after this function has run.
+        _require_servable_head(self)
         kwargs["use_cache"] = False
         if getattr(text_config, "output_router_logits", False):
             kwargs.setdefault("output_router_logits", True)
@@ -248,12 +253,13 @@ def _lora_factors(head: nn.Module) -> list[nn.Module]:
     return [factor for adapter in _active_lora(head) for factor in (head.lora_A[adapter], head.lora_B[adapter])]
 
 
-def _require_servable_head(model: PreTrainedModel, cast_lm_head_to_fp32: bool) -> None:
-    name = type(model).__name__
+def _refuse(model: PreTrainedModel, reason: str) -> NoReturn:
+    raise ValueError(f"{type(model).__name__} cannot be trained with the fused head: {reason}")
 
-    def refuse(reason: str) -> None:
-        raise ValueError(f"{name} cannot be trained with the fused head: {reason}")
 
+def _require_servable_head(model: PreTrainedModel) -> None:
+    """Raise unless `head_operands` knows all that the head holds now. A few lookups, no arithmetic."""
+    refuse = functools.partial(_refuse, model)
     if getattr(model.config, "is_encoder_decoder", False):
         refuse("it is an encoder-decoder; the head scores the next token of a decoder-only model")
     head = model.get_output_embeddings()
@@ -261,8 +267,6 @@ def _require_servable_head(model: PreTrainedModel, cast_lm_head_to_fp32: bool) -
         refuse("get_output_embeddings() returns None, so there is no weight to multiply with")
     head = active_head(head)
     if _is_lora_linear(head):
-        if cast_lm_head_to_fp32:
-            refuse("cast_lm_head_to_fp32=True replaces the forward of a head that carries a LoRA adapter")
         if head.lora_variant:
             variants = sorted({type(variant).__name__ for variant in head.lora_variant.values()})
             refuse(f"its head carries {', '.join(variants)}; {_LORA_VARIANTS_HINT}")

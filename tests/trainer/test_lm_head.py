@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import transformers
-from peft import LoraConfig, get_peft_model
+from peft import AdaLoraConfig, IA3Config, LoHaConfig, LoraConfig, VeraConfig, get_peft_model
 from tiny_models import FAMILIES, VOCABULARY, make_model
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -142,17 +142,20 @@ def test_a_batch_without_labels_gives_differentiable_zeros():
     assert all(p.grad is None or bool((p.grad == 0).all()) for p in model.parameters())
 
 
-def lora_pair(family: str, **options) -> tuple[nn.Module, nn.Module]:
+def lora_pair(family: str, add_head_first: bool = False, **options) -> tuple[nn.Module, nn.Module]:
     """Two equal PEFT models with adapters away from their zero start; the second one carries the fused head."""
     pair = []
     for fuse in (False, True):
+        base = make_model(family)
+        if fuse and add_head_first:
+            add_fused_lm_head(base, temperature=TEMPERATURE, outputs=BOTH)
         torch.manual_seed(5)
-        model = get_peft_model(make_model(family), LoraConfig(**{"r": 3, "lora_alpha": 5, **options}))
+        model = get_peft_model(base, LoraConfig(**{"r": 3, "lora_alpha": 5, **options}))
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 if "lora_B" in name or "trainable_tokens_delta" in name:
                     parameter.add_(0.3 * torch.randn_like(parameter))
-        if fuse:
+        if fuse and not add_head_first:
             add_fused_lm_head(model.get_base_model(), temperature=TEMPERATURE, outputs=BOTH)
         pair.append(model)
     return pair[0], pair[1]
@@ -417,6 +420,39 @@ def test_dora_on_the_head_and_a_cast_adapter_are_refused():
     model = get_peft_model(make_model("llama"), LoraConfig(target_modules=["lm_head"]))
     with pytest.raises(ValueError, match="cast_lm_head_to_fp32"):
         add_fused_lm_head(model.get_base_model(), cast_lm_head_to_fp32=True)
+
+
+ADAPTERS_THAT_ARE_NOT_SERVED = {
+    "DoRA": LoraConfig(target_modules=["lm_head"], use_dora=True),
+    "target_parameters": LoraConfig(target_modules=[], target_parameters=["lm_head.weight"]),
+    "AdaLoRA": AdaLoraConfig(target_modules=["lm_head"], total_step=10),
+    "IA3": IA3Config(target_modules=["lm_head"], feedforward_modules=[]),
+    "LoHa": LoHaConfig(target_modules=["lm_head"]),
+    "VeRA": VeraConfig(target_modules=["lm_head"]),
+}
+
+
+@pytest.mark.parametrize("kind", ADAPTERS_THAT_ARE_NOT_SERVED)
+def test_an_adapter_that_comes_to_the_head_later_is_refused_where_the_head_is_used(kind):
+    model = make_model("llama")
+    add_fused_lm_head(model, outputs=BOTH)
+    model = get_peft_model(model, ADAPTERS_THAT_ARE_NOT_SERVED[kind])
+    with pytest.raises(ValueError, match=r"LlamaForCausalLM cannot be trained .* its head carries .* plain LoRA"):
+        from_fused_head(model)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"target_modules": ["q_proj", "lm_head"]},
+        {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
+        {"target_modules": ["q_proj"], "trainable_token_indices": {"lm_head": [3, 7, 12]}},
+    ],
+    ids=["LoRA", "modules_to_save", "trainable_token_indices"],
+)
+def test_an_adapter_that_comes_to_the_head_later_is_served(options):
+    plain, fused = lora_pair("llama", add_head_first=True, **options)
+    assert_serves(plain, fused)
 
 
 def test_meta_weights_are_not_run():
