@@ -27,7 +27,7 @@ class ProgressBar(tqdm):
 
     def display(self, msg: str | None = None, pos: int | None = None, *, last: bool = False) -> bool:
         if not self.in_lines:
-            return super().display(msg, pos)
+            return bool(super().display(msg, pos))
         due = last or time.monotonic() - self._shown_at >= LINE_SECONDS
         if not due or self.n == self._shown or (not self.n and not last):
             return False
