@@ -141,6 +141,7 @@ def test_a_wrong_request_is_answered_with_what_is_wrong(client, arguments, messa
         complete(client, [7, 8], **arguments)
 
 
+@pytest.mark.slow
 def test_a_server_whose_model_has_no_such_token_does_not_start(model_dir):
     process = serve(model_dir, free_port())
     try:
