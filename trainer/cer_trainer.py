@@ -63,7 +63,7 @@ with vllm_support.trl_version_warnings_quiet():  # CERTrainer says once what was
     from trl.trainer import grpo_trainer
     from trl.trainer.utils import pad
 
-from trainer.lm_head import add_fused_lm_head, evaluation_mode
+from trainer.lm_head import add_fused_lm_head, evaluation_mode, has_auxiliary_loss
 from trainer.sampling import rollout_entropy
 from trainer.sampling.batch_teca import BatchTeca
 from trainer.sampling.early_exit import EarlyExit
@@ -113,6 +113,10 @@ class CERTrainer(trl.GRPOTrainer):
         self._has_warned = False
         with _names_of_ours(self), vllm_support.trl_version_warnings_quiet():
             super().__init__(*args, **kwargs)
+        # TRL goes by the configuration, which many models share whose forward has no such loss.
+        model = self.accelerator.unwrap_model(self.model)
+        model = model.get_base_model() if hasattr(model, "peft_config") else model
+        self.aux_loss_enabled = self.aux_loss_enabled and has_auxiliary_loss(model)
         self._check_rollouts()
         self._check_columns()
 

@@ -40,8 +40,10 @@ rows of the model's own logits, multiplied in float32, when the head is added, w
 from __future__ import annotations
 
 import functools
+import inspect
+import math
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
@@ -97,10 +99,12 @@ def add_fused_lm_head(
         # Before the backbone runs, and in every call: an adapter may have come to the head after this function has run.
         _require_servable_head(self)
         kwargs["use_cache"] = False
-        if getattr(text_config, "output_router_logits", False):
+        if not has_auxiliary_loss(self):
+            kwargs.pop("output_router_logits", None)
+        elif getattr(text_config, "output_router_logits", False):
             kwargs.setdefault("output_router_logits", True)
         # Backbone and head are looked up in every call: PEFT and FSDP replace them after this function has run.
-        backbone_outputs = self.base_model(*args, **kwargs)
+        backbone_outputs = backbone(self)(*args, **kwargs)
         hidden = backbone_outputs.last_hidden_state  # (B, L, D)
         if shift_labels is None:
             hidden, target = hidden[:, :-1], labels[:, 1:]  # (B, L-1, D), (B, L-1)
@@ -121,12 +125,22 @@ def add_fused_lm_head(
 
         aux_loss = None
         if kwargs.get("output_router_logits"):
-            aux_loss = _load_balancing_loss(backbone_outputs.router_logits, text_config, kwargs.get("attention_mask"))
+            aux_loss = _auxiliary_loss(self, backbone_outputs.router_logits, kwargs.get("attention_mask"))
         return FusedCausalLMOutput(log_probs=log_probs, entropy=entropy, label_mask=scored, aux_loss=aux_loss)
 
     model.forward = types.MethodType(forward, model)
     if all(_in_place(parameter) for parameter in model.parameters()):
         _compare_with_own_logits(model, original_forward, temperature, logit_scale, softcap)
+
+
+def backbone(model: PreTrainedModel) -> nn.Module:
+    """The model without its head. Llama4ForCausalLM's base_model_prefix names no module, so base_model is itself."""
+    if model.base_model is not model:
+        return model.base_model
+    bodies = [child for child in model.children() if isinstance(child, PreTrainedModel)]
+    if len(bodies) != 1:
+        _refuse(model, f"base_model is the model itself, and it holds {len(bodies)} models where one is expected")
+    return bodies[0]
 
 
 def logit_transform(text_config) -> tuple[float, float | None]:
@@ -135,6 +149,9 @@ def logit_transform(text_config) -> tuple[float, float | None]:
         name: getattr(text_config, name, None)
         for name in ("logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling")
     }
+    # MPT's configuration has a logit_scale (a number, or 'inv_sqrt_d_model') that its forward does not use.
+    if text_config.model_type == "mpt":
+        scales["logit_scale"] = None
     # Granite and MiniCPM3 divide by logits_scaling, HyperCLOVA X multiplies by it.
     if scales["logits_scaling"] is not None and text_config.model_type != "hyperclovax":
         scales["logits_scaling"] = 1 / scales["logits_scaling"]
@@ -164,6 +181,7 @@ def _score(
     head = active_head(head)
     with torch.autocast(device_type, enabled=False), _gathered_by_zero3(model, head):
         hidden, weight, bias = head_operands(head, hidden.to(dtype))
+        _require_equal_width(model, hidden, weight)
         return linear_logprobs_and_entropy(
             hidden,
             weight,
@@ -286,6 +304,15 @@ def _require_servable_head(model: PreTrainedModel) -> None:
         refuse(f"the weight of its head has shape {tuple(weight.shape)}; (V, D) is needed")
 
 
+def _require_equal_width(model: PreTrainedModel, hidden: Tensor, weight: Tensor) -> None:
+    if hidden.shape[-1] != weight.shape[-1]:
+        _refuse(
+            model,
+            f"its backbone's states have width {hidden.shape[-1]}, the weight of its head {weight.shape[-1]}: its "
+            "forward changes the states before the head",
+        )
+
+
 def _in_place(parameter: Tensor) -> bool:
     return not (parameter.is_meta or isinstance(parameter, DTensor) or hasattr(parameter, "ds_id"))
 
@@ -386,7 +413,7 @@ def _own_and_expected_logits(
         return raised * output
 
     hooks = [
-        model.base_model.register_forward_hook(keep_states),
+        backbone(model).register_forward_hook(keep_states),
         head.register_forward_pre_hook(keep_inputs, prepend=True),
         head.register_forward_hook(multiply_in_float32),
     ]
@@ -395,13 +422,13 @@ def _own_and_expected_logits(
     finally:
         for hook in hooks:
             hook.remove()
-    if not states or not products:
-        missing = "base_model" if not states else "the head that get_output_embeddings() returns"
-        raise ValueError(
-            f"{type(model).__name__} cannot be trained with the fused head: its own forward does not call {missing}"
-        )
+    if not products:
+        _refuse(model, "its own forward does not call the head that get_output_embeddings() returns")
+    if not states:  # OPT calls a part of its backbone that does all the work
+        states.append(backbone(model)(input_ids=input_ids, use_cache=False).last_hidden_state)
     hidden = _finer(states[0][0]).to(products[0].device)  # (L, D)
     hidden, weight, bias = head_operands(active_head(head), hidden)
+    _require_equal_width(model, hidden, weight)
     logits = nn.functional.linear(hidden.float(), weight.float(), None if bias is None else bias.float()).double().cpu()
     logits = logits * (raised * logit_scale)
     if softcap is not None:
@@ -458,10 +485,34 @@ def _require_equal_rows(name: str, own: Tensor, expected: Tensor, temperature: f
         )
 
 
-def _load_balancing_loss(router_logits, text_config, attention_mask: Tensor | None) -> Tensor:
-    # The one function that every mixture-of-experts family of transformers uses.
-    from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
+def has_auxiliary_loss(model: PreTrainedModel) -> bool:
+    """Whether the model's own forward adds a load-balancing loss of its experts, as its code and configuration say."""
+    return _own_auxiliary_loss(type(model)) is not None and getattr(model.config.get_text_config(), "is_moe", True)
 
-    return load_balancing_loss_func(
-        router_logits, text_config.num_experts, text_config.num_experts_per_tok, attention_mask
+
+@functools.cache
+def _own_auxiliary_loss(model_class: type) -> Callable | None:
+    """The load_balancing_loss_func that the class's forward calls: transformers has several, of different signatures.
+
+    Models whose routers balance themselves (DeepSeek-V3 and its relatives) return router logits, or not even those,
+    but add no loss.
+    """
+    for ancestor in model_class.__mro__:  # a subclass may wrap the forward of a class of transformers
+        forward = ancestor.__dict__.get("forward")
+        own = inspect.unwrap(forward) if forward is not None else None
+        if hasattr(own, "__code__") and "load_balancing_loss_func" in own.__code__.co_names:
+            return own.__globals__["load_balancing_loss_func"]
+    return None
+
+
+def _auxiliary_loss(model: PreTrainedModel, router_logits: tuple[Tensor, ...], attention_mask: Tensor | None) -> Tensor:
+    loss_of = _own_auxiliary_loss(type(model))
+    text_config = model.config.get_text_config()
+    # The attributes that the forwards read; the models that also see have them in their text configuration only.
+    experts, chosen = (
+        getattr(model, name, None) or getattr(text_config, name) for name in ("num_experts", "num_experts_per_tok")
     )
+    arguments = {"num_experts": experts, "top_k": chosen, "attention_mask": attention_mask}
+    if "num_keys" in inspect.signature(loss_of).parameters:
+        arguments["num_keys"] = math.isqrt(experts)  # Doge's experts are products of two keys
+    return loss_of(router_logits, **arguments)

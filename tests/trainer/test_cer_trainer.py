@@ -8,7 +8,8 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from same_run import compare, run, token_statistics_in_float64
-from tiny_models import ENDS, count_reward, make_model, prompts
+from tiny_models import ENDS, VOCABULARY, count_reward, make_model, prompts
+from transformers import Llama4ForCausalLM, Llama4TextConfig
 from trl import GRPOTrainer
 from trl.trainer import grpo_trainer
 
@@ -51,6 +52,31 @@ def test_run_of_every_kind_of_head_equals_stock_trl(load_model, tokenizer, confi
         lambda: config(optim="sgd", learning_rate=0.05, beta=0.05, max_steps=2, entropy_coef=0.01),
         family=family,
     )
+
+
+def test_a_mixture_of_experts_without_a_router_loss_is_trained_without_one(tokenizer, config):
+    """Llama4's configuration has a coefficient for it, its forward has no such loss."""
+    torch.manual_seed(0)
+    model = Llama4ForCausalLM(
+        Llama4TextConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=16,
+            intermediate_size=32,
+            intermediate_size_mlp=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            head_dim=8,
+            num_local_experts=4,
+            pad_token_id=0,
+            eos_token_id=1,
+            bos_token_id=None,
+            router_aux_loss_coef=0.1,
+        )
+    )
+    trainer, _ = run(CERTrainer, model, tokenizer, config(max_steps=1, learning_rate=0.1))
+    assert "aux_loss" not in trainer.state.log_history[0]
+    assert trainer.state.log_history[0]["grad_norm"] > 0
 
 
 def test_a_continued_adapter_equals_stock_trl(load_model, tokenizer, config):

@@ -19,6 +19,7 @@ from trainer.lm_head import active_head, add_fused_lm_head, head_operands, logit
 
 TEMPERATURE = 0.7
 BOTH = ("log_probs", "entropy")
+DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 
 
 def batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -266,14 +267,132 @@ def test_autocast_multiplies_in_its_own_dtype():
     assert all(g.dtype == torch.float32 and torch.isfinite(g).all() for g in found.values())
 
 
-def test_router_loss_of_a_mixture_of_experts_is_the_models_own():
-    model = make_model("qwen3_moe")
-    plain = copy.deepcopy(model)
-    add_fused_lm_head(model)
+_TINY = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+    "eos_token_id": 1,
+    "bos_token_id": None,
+    "initializer_range": 0.4,
+    "num_experts_per_tok": 2,
+}
+_LOCAL = {"num_local_experts": 4}
+_SHARED = {**_LOCAL, "shared_intermediate_size": 16}
+_ROUTED = {
+    "n_routed_experts": 4,
+    "n_shared_experts": 1,
+    "n_group": 1,
+    "topk_group": 1,
+    "moe_intermediate_size": 16,
+    "first_k_dense_replace": 1,
+}
+_LATENT = {"q_lora_rank": 8, "kv_lora_rank": 8, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8}
+_MAMBA = {"mamba_n_heads": 4, "mamba_d_head": 8, "mamba_expand": 2, "layer_types": ["attention", "attention"]}
+WITH_AUXILIARY_LOSS = {
+    "Qwen3Moe": {"num_experts": 4, "moe_intermediate_size": 16},
+    "GraniteMoe": _LOCAL,
+    "GraniteMoeShared": _SHARED,
+    "GraniteMoeHybrid": {**_SHARED, **_MAMBA},
+    "Phimoe": _LOCAL,
+    "JetMoe": {**_LOCAL, "kv_channels": 8, "num_attention_heads": 4},
+    "Doge": {"is_moe": True, "num_experts": 16, "num_experts_per_tok": 4},
+}
+WITHOUT_AUXILIARY_LOSS = {
+    "DeepseekV3": {**_ROUTED, **_LATENT},
+    "Glm4Moe": _ROUTED,
+    "Dots1": _ROUTED,
+    "Zaya": {"num_experts": 4, "num_experts_per_tok": 1},
+    "Afmoe": {"num_experts": 4, "moe_intermediate_size": 16, "num_dense_layers": 1},
+    "HunYuanMoEV1": {"num_experts": 4, "moe_topk": 2, "moe_intermediate_size": 16},
+    "Llama4": {**_LOCAL, "num_experts_per_tok": 1, "intermediate_size_mlp": 32},
+    "Doge": {"is_moe": False},
+}
+
+
+def tiny(name: str, **options) -> nn.Module:
+    config_class = getattr(transformers, {"Llama4": "Llama4TextConfig"}.get(name, f"{name}Config"))
+    torch.manual_seed(0)
+    model = getattr(transformers, f"{name}ForCausalLM")(config_class(**{**_TINY, **options})).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():  # some initialisations leave memory as it was
+            parameter.normal_(std=0.3)
+    return model
+
+
+def assert_auxiliary_loss_is_the_models_own(model: nn.Module) -> torch.Tensor | None:
     ids, mask, labels = batch()
-    own = plain(input_ids=ids, attention_mask=mask, labels=labels, output_router_logits=True)
-    got = model(input_ids=ids, attention_mask=mask, labels=labels, output_router_logits=True, fused_lm_head=True)
-    torch.testing.assert_close(got.aux_loss, own.aux_loss, rtol=1e-6, atol=0)
+    with torch.no_grad():
+        own = model(input_ids=ids, attention_mask=mask, output_router_logits=True)
+        log_p = own.logits[:, :-1].log_softmax(-1)
+        add_fused_lm_head(model)
+        model.config.output_router_logits = True
+        arguments = {"input_ids": ids, "attention_mask": mask, "labels": labels, "fused_lm_head": True}
+        for asked in ({}, {"output_router_logits": True}):
+            got = model(**arguments, **asked)
+            expected = log_p.gather(-1, labels[:, 1:].clamp(min=0)[..., None])[..., 0] * got.label_mask
+            torch.testing.assert_close(got.log_probs, expected, rtol=2e-5, atol=2e-5)
+            torch.testing.assert_close(got.aux_loss, getattr(own, "aux_loss", None), rtol=1e-6, atol=0)
+    return got.aux_loss
+
+
+@pytest.mark.parametrize("name", WITH_AUXILIARY_LOSS)
+def test_router_loss_of_a_mixture_of_experts_is_the_models_own(name):
+    assert assert_auxiliary_loss_is_the_models_own(tiny(name, **WITH_AUXILIARY_LOSS[name])) > 0
+
+
+@pytest.mark.parametrize("name", WITHOUT_AUXILIARY_LOSS)
+def test_a_model_whose_forward_has_no_router_loss_gets_none(name):
+    assert assert_auxiliary_loss_is_the_models_own(tiny(name, **WITHOUT_AUXILIARY_LOSS[name])) is None
+
+
+def test_a_subclass_has_the_router_loss_of_the_class_whose_forward_it_wraps():
+    class Wrapped(transformers.MixtralForCausalLM):
+        def forward(self, *args, **kwargs):
+            return super().forward(*args, **kwargs)
+
+    config = transformers.MixtralConfig(**_TINY, **_LOCAL)
+    torch.manual_seed(0)
+    assert assert_auxiliary_loss_is_the_models_own(Wrapped(config).eval()) > 0
+
+
+@pytest.mark.parametrize("scale", ["inv_sqrt_d_model", 0.5])
+def test_a_logit_scale_that_mpts_forward_does_not_use_is_not_used(scale):
+    config = transformers.MptConfig(
+        d_model=16, n_heads=2, n_layers=2, vocab_size=VOCABULARY, max_seq_len=64, logit_scale=scale
+    )
+    torch.manual_seed(0)
+    model = transformers.MptForCausalLM(config).eval()
+    plain = copy.deepcopy(model)
+    add_fused_lm_head(model, temperature=TEMPERATURE, outputs=BOTH)
+    assert_serves(plain, model)
+
+
+@DTYPES
+def test_a_forward_that_calls_a_part_of_its_backbone_is_served(dtype):
+    model = transformers.OPTForCausalLM(
+        transformers.OPTConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=16,
+            word_embed_proj_dim=16,
+            ffn_dim=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            max_position_embeddings=64,
+        )
+    )
+    add_fused_lm_head(model.to(dtype).eval())
+
+
+def test_a_head_of_another_width_than_its_backbone_is_refused_by_name():
+    model = tiny("RemBert", input_embedding_size=16, output_embedding_size=24, is_decoder=True)
+    with pytest.raises(ValueError, match=r"RemBertForCausalLM cannot be trained .* width 16, .* head 24"):
+        add_fused_lm_head(model)
 
 
 @pytest.fixture
@@ -322,9 +441,6 @@ def changed_llama(change, dtype: torch.dtype, **options) -> nn.Module:
 
 def mask_token_five(logits: torch.Tensor) -> torch.Tensor:
     return logits.masked_fill(torch.arange(logits.shape[-1]) == 5, -1e4)
-
-
-DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 
 
 @DTYPES

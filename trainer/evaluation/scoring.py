@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from cer_ext import linear_logprobs_and_entropy
-from trainer.lm_head import active_head, add_fused_lm_head, head_operands, logit_transform
+from trainer.lm_head import active_head, add_fused_lm_head, backbone, head_operands, logit_transform
 
 DEFAULT_CHUNK_TOKENS = 2048
 
@@ -85,7 +85,7 @@ class Scorer:
         scored = torch.zeros((len(sequences), longest), device=device)  # (B, L)
         for start in range(0, longest, width):
             chunk = slice(start, min(start + width, longest))
-            hidden = self.causal_lm.base_model(
+            hidden = backbone(self.causal_lm)(
                 input_ids=inputs[:, chunk],
                 position_ids=torch.arange(chunk.start, chunk.stop, device=device)[None],
                 past_key_values=cache,
