@@ -172,6 +172,15 @@ def test_sigterm_saves_says_how_to_resume_and_exits_with_143(start, tmp_path, ca
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL  # given back
 
 
+@pytest.fixture
+def hangup_is_heard():
+    """As in a terminal: whoever runs the tests may have been told to ignore it."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("hangup_is_heard")
 def test_hangup_is_a_stop_like_sigterm_and_is_given_back(start, tmp_path, capsys):
     trainer = make_trainer(start, tmp_path, reward=StopAfter(2, signal.SIGHUP), save_strategy="no")
     before = signal.getsignal(signal.SIGHUP)
@@ -191,6 +200,7 @@ def test_hangup_that_is_ignored_stays_ignored(start, tmp_path):
         signal.signal(signal.SIGHUP, before)
 
 
+@pytest.mark.usefixtures("hangup_is_heard")
 def test_lost_terminal_ends_a_run_with_its_checkpoint_and_last_words(tmp_path):
     """A real terminal is closed under a run of the command, as a dropped ssh does it."""
     data = write_problems(tmp_path / "train.jsonl")
