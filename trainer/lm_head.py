@@ -509,6 +509,7 @@ def _own_auxiliary_loss(model_class: type) -> Callable | None:
 
 def _auxiliary_loss(model: PreTrainedModel, router_logits: tuple[Tensor, ...], attention_mask: Tensor | None) -> Tensor:
     loss_of = _own_auxiliary_loss(type(model))
+    assert loss_of is not None  # has_auxiliary_loss was asked first
     text_config = model.config.get_text_config()
     # The attributes that the forwards read; the models that also see have them in their text configuration only.
     experts, chosen = (

@@ -94,7 +94,7 @@ def load_problems(
             if bad_rows is None:
                 raise
             bad_rows.append(error)
-    if not problems:
+    if not problems and bad_rows:
         raise DataError(f"{source}: split {split!r} has no row with a question and an answer; {bad_rows[0]}")
     return datasets.Dataset.from_list(problems)
 
