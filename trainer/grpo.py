@@ -78,18 +78,6 @@ def _quiet(config) -> None:
         transformers.utils.logging.set_verbosity_error()
 
 
-def prompt_of_run(run: arguments.RunArguments):
-    """How this run puts its questions. Raises ConfigError."""
-    from trainer.datasets import BOXED_INSTRUCTION
-    from trainer.prompts.prompt import Prompt, read_prompt
-
-    try:
-        prompt = Prompt(instruction=BOXED_INSTRUCTION) if run.prompt is None else read_prompt(run.prompt)
-    except ValueError as error:
-        raise arguments.ConfigError(str(error)) from error
-    return prompt.with_parts(system_prompt=run.system_prompt, instruction=run.instruction)
-
-
 def _prompt_is_asked_for(run: arguments.RunArguments) -> bool:
     return any(part is not None for part in (run.prompt, run.system_prompt, run.instruction))
 
@@ -180,6 +168,7 @@ def train(run: arguments.RunArguments, config, model_config, command: str) -> in
     from trainer.training import resume_settings, start
     from trainer.training.policy import find_weights, load_policy, load_policy_tokenizer
     from trainer.training.run import build, carry_out, keep_prompt
+    from trainer.training.run_prompt import prompt_of_run
 
     resume = start.resume_point(config)
     find_weights(model_config, config, run.cache_dir)

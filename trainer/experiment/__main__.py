@@ -58,9 +58,9 @@ def parser() -> argparse.ArgumentParser:
 
 def make_plan(arguments: argparse.Namespace) -> Plan:
     """The plan of a command line. Raises ValueError for what can't be compared."""
-    from trainer.grpo import prompt_of_run
     from trainer.prompts.prompt import write_prompt
     from trainer.training.arguments import TINY, parse
+    from trainer.training.run_prompt import prompt_of_run
 
     output = arguments.output or Path("runs") / f"experiment-{Path(arguments.config).stem}"
     options = (*(_QUICK if arguments.quick else ()), *arguments.options)

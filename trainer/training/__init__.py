@@ -1,11 +1,19 @@
 """What `python -m trainer.grpo` does between its command line and its last checkpoint.
 
-arguments.py       command line and recipe -> settings, checked before anything is loaded
-policy.py          the model and tokenizer that a run starts from
-run.py             one run: trainer, training, saving
-run_log.py         console table, JSONL, TensorBoard, samples
-padding_alarm.py   "TECA falls while length rises"
-step_state.py      what the next step depends on, beyond what transformers saves
-checkpoints.py     checkpoints that are whole, and resume to the same numbers
-survival.py        Ctrl-C, NaN, out of memory, full disk
+arguments.py         command line and recipe -> settings, checked before anything is loaded
+recipe_file.py       a recipe's YAML -> values as the command line would give them
+option_checks.py     values out of range, options that do not go together, packages that are not there
+config_error.py      what a wrong command line ends in
+secrets.py           tokens and passwords, told nowhere
+start.py             where a run starts, and that it can
+run_directory.py     whose an output directory is: one process at a time, one run's checkpoints
+resume_settings.py   what a run that goes on may change
+run_prompt.py        how the run puts its questions
+policy.py            the model and tokenizer that a run starts from
+run.py               one run: trainer, training, saving
+run_log.py           console table, JSONL, TensorBoard, samples
+padding_alarm.py     "TECA falls while length rises"
+step_state.py        what the next step depends on, beyond what transformers saves
+checkpoints.py       checkpoints that are whole, and resume to the same numbers
+survival.py          Ctrl-C, a lost terminal, NaN, out of memory, full disk
 """
