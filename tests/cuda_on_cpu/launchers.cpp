@@ -7,6 +7,7 @@
 #include "finish_rows.cu"
 #include "fold_tile.cu"
 #include "grad_tile.cu"
+#include "merge_states.cu"
 #include "teca.cu"
 
 #include <cstdio>
@@ -48,6 +49,9 @@ void set_device(int multiprocessors, bool fail) {
 }
 const char* fold_tile(const cer::FoldTile* p, double* partial, std::int64_t splits, void* stream) {
   return guarded([&] { cer::cuda::fold_tile(*p, partial, splits, stream); });
+}
+const char* merge_states(const cer::MergeStates* p, void* stream) {
+  return guarded([&] { cer::cuda::merge_states(*p, stream); });
 }
 const char* finish_rows(const cer::FinishRows* p, void* stream) {
   return guarded([&] { cer::cuda::finish_rows(*p, stream); });

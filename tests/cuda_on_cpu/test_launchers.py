@@ -20,6 +20,7 @@ from cer_ext import nvrtc
 
 STRUCTS = {
     "fold_tile": nvrtc.FoldTile,
+    "merge_states": nvrtc.MergeStates,
     "finish_rows": nvrtc.FinishRows,
     "grad_tile": nvrtc.GradTile,
     "teca_forward": nvrtc.Teca,
@@ -40,7 +41,8 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
         text, count = LAUNCH.subn(r"host_runtime::launch_of(\1, \2)(", source.read_text())
         (into / source.name).write_text(text)
         launches += count
-    assert launches == 6  # fold_tile and the merge of its splits, finish_rows, grad_tile, teca forward and backward
+    # fold_tile and the merge of its splits, merge_states, finish_rows, grad_tile, teca forward and backward
+    assert launches == 7
     loaded = ctypes.CDLL(str(compile_library("launchers", into, kernels=into, warnings=("-w",))))
     for name in (*NAMES, "launched"):
         getattr(loaded, name).restype = ctypes.c_char_p
@@ -106,6 +108,21 @@ def test_launchers_of_the_logits_operations_equal_the_cpu_and_nvrtcs_plans(
         )
     assert launchers.launches == planned
     assert len(planned) == (4 if splits > 1 else 3)
+
+
+def test_the_launcher_of_merge_states_equals_the_cpu_and_nvrtcs_plan(launchers: Launchers, planned: list) -> None:
+    generator = torch.Generator().manual_seed(3)
+    partial = torch.rand(3, 5, 700, generator=generator, dtype=torch.float64) * 5
+    inverse = torch.rand(700, generator=generator, dtype=torch.float64) + 0.5
+    results = []
+    for kernels in (ON_CPU, launchers, BY_NVRTC):
+        states = torch.full((5, 700), torch.nan, dtype=torch.float64)
+        state = (states.data_ptr(), 700, states[4].data_ptr())
+        kernels["merge_states"](partial.data_ptr(), 3, 700, inverse.data_ptr(), 1.0, *state)
+        results.append(states)
+    torch.testing.assert_close(results[1], results[0], rtol=1e-14, atol=0.0, equal_nan=True)
+    assert launchers.launches == planned
+    assert len(planned) == 1
 
 
 @pytest.mark.parametrize("real", [torch.float32, torch.float64])
