@@ -97,6 +97,7 @@ def small(model: Path, **overrides: object) -> list[str]:
         "actor_rollout_ref.rollout.n": 4,
         "actor_rollout_ref.rollout.temperature": 0.9,
         "reward.custom_reward_function.path": "pkg://cer_verl.grading",
+        "data.seed": 1,
         "data.train_batch_size": 4,
         "data.max_prompt_length": 8,
         "data.max_response_length": 6,
