@@ -64,7 +64,7 @@ with vllm_support.trl_version_warnings_quiet():  # CERTrainer says once what was
     from trl.trainer.utils import pad
 
 from trainer.lm_head import add_fused_lm_head, evaluation_mode, has_auxiliary_loss
-from trainer.sampling import rollout_entropy
+from trainer.sampling import rollout_entropy, rollout_output
 from trainer.sampling.batch_teca import BatchTeca
 from trainer.sampling.early_exit import EarlyExit
 from trainer.sampling.generate_processor import recorded_generate
@@ -82,7 +82,8 @@ class CERTrainer(trl.GRPOTrainer):
     """`trl.GRPOTrainer` whose reward functions also receive `teca` and `entropy_sum` (list[float], nats).
 
     A `rollout_func` that knows the entropies of its own sampling may return them per token, as `decoded`
-    (list[teca_requests.Decoded]), or `teca` and `entropy_sum` itself; then no pass is made for them.
+    (list[teca_requests.Decoded]), or `teca` and `entropy_sum` itself; then no pass is made for them. None for these is
+    as if they had not been returned.
 
     Args (beside TRL's):
         teca_source: "auto", "rollout" or "scoring"; see this file's header.
@@ -90,8 +91,8 @@ class CERTrainer(trl.GRPOTrainer):
 
     Raises:
         ValueError: at construction, where the model's head can't be served, where the data already has a column of one
-            of these names, where entropies or an early exit are asked of a rollout that cannot give them, or where
-            images would need a pass that TRL does not make (see `_scored_by_trl`).
+            of these names, or where entropies or an early exit are asked of a rollout that cannot give them. In
+            training, where what a rollout_func returned is no set of rollouts (trainer/sampling/rollout_output.py).
 
     Example:
         >>> def reward(completions, teca, **kwargs):
@@ -106,6 +107,8 @@ class CERTrainer(trl.GRPOTrainer):
         # Set before TRL's own construction, which ends in methods overridden here.
         self._rollout_entropy: tuple[list[float], list[float]] | None = None
         self._awaits_old_pass = False
+        self._completion_lengths: list[int] | None = None  # of rollouts that wait to be scored with their images
+        self._made_trl_score = False
         self._rollout_tool_mask: list[list[int]] | None = None
         self._decoded: list[Decoded] | None = None  # of the rollouts in hand
         self._decoded_step = -1
@@ -117,6 +120,8 @@ class CERTrainer(trl.GRPOTrainer):
         model = self.accelerator.unwrap_model(self.model)
         model = model.get_base_model() if hasattr(model, "peft_config") else model
         self.aux_loss_enabled = self.aux_loss_enabled and has_auxiliary_loss(model)
+        if self.rollout_func is not None:
+            self.rollout_func = rollout_output.checked(self.rollout_func)
         self._check_rollouts()
         self._check_columns()
 
@@ -157,9 +162,6 @@ class CERTrainer(trl.GRPOTrainer):
                     f"the {split} dataset has columns {taken}, which CERTrainer gives to the reward functions itself; "
                     "rename them"
                 )
-            scored = self._scored_by_trl or (self._records_rollout and self.teca_source != "scoring")
-            if columns.intersection(("image", "images")) and not scored:
-                raise ValueError(_NO_PASS_WITH_IMAGES)
 
     def create_accelerator_and_postprocess(self):
         super().create_accelerator_and_postprocess()
@@ -224,7 +226,7 @@ class CERTrainer(trl.GRPOTrainer):
         elif self._scored_by_trl and not self._some_rollout_is_masked(completion_ids):
             self._awaits_old_pass = True
         elif images is not None or (self._is_vlm and self.rollout_func is not None):
-            raise ValueError(_NO_PASS_WITH_IMAGES)
+            self._await_images(completion_ids)
         else:
             self._score_rollouts(prompt_ids, completion_ids)
         return tuple(rollouts)
@@ -249,7 +251,14 @@ class CERTrainer(trl.GRPOTrainer):
         self._decoded_step = self.state.global_step
 
     def _generate_and_score_completions(self, inputs):
-        output = super()._generate_and_score_completions(inputs)
+        num_iterations = self.num_iterations
+        try:
+            output = super()._generate_and_score_completions(inputs)
+        finally:
+            self.num_iterations, self._completion_lengths = num_iterations, None
+        if self._made_trl_score:
+            output.pop("old_per_token_logps")
+            self._made_trl_score = False
         if self._decoded is not None and self.teca_source != "scoring":
             entropies = [one.entropies for one in self._decoded]
             output[_ROLLOUT_ENTROPIES] = rollout_entropy.padded(
@@ -321,12 +330,41 @@ class CERTrainer(trl.GRPOTrainer):
             )
         self._keep_rollout_entropy(entropies, masks[1])
 
+    def _await_images(self, completion_ids: list[list[int]]) -> None:
+        """Have the rollouts scored with their images, once TRL has prepared those: at its first pass.
+
+        Where it would make none, it is made to believe that its steps are misaligned (no number of accumulation steps
+        is a multiple of more than itself). It then takes our pass for its own; what it keeps of it is dropped.
+        """
+        self._completion_lengths = [len(ids) for ids in completion_ids]
+        self._made_trl_score = not self._scored_by_trl
+        if self._made_trl_score:
+            self.num_iterations = self.args.gradient_accumulation_steps + 1
+
+    def _score_with_images(self, input_ids: Tensor, attention_mask: Tensor, logits_to_keep: int, *args, **kwargs):
+        """A pass of the policy over rollouts as TRL hands them over, those that it hides as truncated included."""
+        lengths = torch.tensor(self._completion_lengths, device=input_ids.device)
+        self._completion_lengths = None
+        mask = torch.arange(logits_to_keep, device=input_ids.device) < lengths[:, None]  # (B, C)
+        attention_mask = torch.cat([attention_mask[:, :-logits_to_keep], mask.to(attention_mask.dtype)], dim=1)
+        with evaluation_mode(self.model):
+            result = super()._get_per_token_logps_and_entropies(
+                self.model, input_ids, attention_mask, logits_to_keep, *args, **{**kwargs, "compute_entropy": True}
+            )
+        self._keep_rollout_entropy(result[1], mask)
+        return result
+
     def _get_per_token_logps_and_entropies(self, model, input_ids, attention_mask, logits_to_keep, *args, **kwargs):
         # TRL's first pass after `_generate` is the policy's, if it makes one; the reference's comes after it.
         is_old_pass, self._awaits_old_pass = self._awaits_old_pass, False
+        with_images = self._completion_lengths is not None
+        if (is_old_pass or with_images) and model is not self.model:
+            raise RuntimeError("TRL scored the rollouts under another model than the policy before their rewards")
+        if with_images:
+            result = self._score_with_images(input_ids, attention_mask, logits_to_keep, *args, **kwargs)
+            if self._made_trl_score:
+                return result
         if is_old_pass:
-            if model is not self.model:
-                raise RuntimeError("TRL scored the rollouts under another model than the policy before their rewards")
             kwargs["compute_entropy"] = True
         result = super()._get_per_token_logps_and_entropies(
             model, input_ids, attention_mask, logits_to_keep, *args, **kwargs
@@ -362,13 +400,6 @@ class CERTrainer(trl.GRPOTrainer):
                     self._log_metric(name, value)
         return super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
 
-
-_NO_PASS_WITH_IMAGES = (
-    "TECA of rollouts with images comes from decoding (teca_source='auto' or 'rollout'), or can only be read off a "
-    "pass that TRL itself makes over them: choose gradient_accumulation_steps that is no multiple of "
-    "steps_per_generation * num_iterations, or use_vllm=True with vllm_importance_sampling_correction=True, and "
-    "mask_truncated_completions=False"
-)
 
 _construction = threading.RLock()
 

@@ -68,11 +68,16 @@ def assert_same_parameters(ours: dict[str, torch.Tensor], stock: dict[str, torch
         torch.testing.assert_close(parameter, stock[name], **PARAMETER_TOLERANCE, msg=lambda m, n=name: f"{n}: {m}")
 
 
-def compare(load_model, tokenizer, arguments, *, family="qwen3", wrap=lambda model: model, options=dict, **rest):
-    """The same run twice, stock TRL's and ours; `options` makes fresh constructor arguments for each."""
+def compare(
+    load_model, tokenizer, arguments, *, family="qwen3", wrap=lambda model: model, options=dict, ours=None, **rest
+):
+    """The same run twice, stock TRL's and ours.
+
+    `options` makes fresh constructor arguments for each, `ours` are further ones that only CERTrainer knows.
+    """
     runs = [
-        run(trainer_class, wrap(load_model(family)), tokenizer, arguments(), **options(), **rest)
-        for trainer_class in (CERTrainer, GRPOTrainer)
+        run(trainer_class, wrap(load_model(family)), tokenizer, arguments(), **options(), **only, **rest)
+        for trainer_class, only in ((CERTrainer, ours or {}), (GRPOTrainer, {}))
     ]
     assert_same_run(*runs)
     trainer, _ = runs[0]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from same_run import compare, run, token_statistics_in_float64
+from same_run import assert_same_run, compare, run, token_statistics_in_float64
 from tiny_models import ENDS, VOCABULARY, count_reward, make_model, prompts
 from transformers import Llama4ForCausalLM, Llama4TextConfig
 from trl import GRPOTrainer
@@ -15,6 +16,7 @@ from trl.trainer import grpo_trainer
 
 from trainer.cer_trainer import CERTrainer
 from trainer.sampling.early_exit import EarlyExit
+from trainer.sampling.teca_requests import Decoded
 
 
 def new_lora():
@@ -474,22 +476,123 @@ def test_a_data_column_of_our_name_is_refused(load_model, tokenizer, config):
         )
 
 
-def test_images_without_a_pass_of_trl_are_refused_at_construction(load_model, tokenizer, config):
-    dataset = prompts().rename_column("goal", "image")
-    with pytest.raises(ValueError, match="TECA of rollouts with images"):
-        CERTrainer(
-            load_model(),
-            count_reward,
-            args=config(),
-            train_dataset=dataset,
-            processing_class=tokenizer,
-            teca_source="scoring",
-        )
-
-
 def test_a_model_that_cannot_be_served_is_refused_at_construction(tokenizer, config):
     model = make_model("llama")
     model.lm_head.weight = torch.nn.Parameter(torch.zeros(49, 16, dtype=torch.int8), requires_grad=False)
     with pytest.raises(ValueError, match=r"LlamaForCausalLM cannot be trained with the fused head: .* torch.int8"):
         CERTrainer(model, count_reward, args=config(), train_dataset=prompts(), processing_class=tokenizer)
     assert grpo_trainer.add_fused_lm_head.__module__ == "trl.trainer.utils"
+
+
+GIVEN = {
+    "an empty completion": (
+        {"completion_ids": [[7, 1]] * 3 + [[]] + [[7, 1]] * 4},
+        r"no token as completion_ids\[3\]: expected at least the token that ends it",
+    ),
+    "an empty prompt": ({"prompt_ids": [[]] * 8}, r"no token as prompt_ids\[0\]: expected at least one token"),
+    "too few completions": ({"completion_ids": [[7, 1]] * 3}, "returned 3 completion_ids for 8 prompts"),
+    "text for ids": ({"completion_ids": ["w1"] * 8}, r"'w1' as completion_ids\[0\]: expected a list of token ids"),
+    "fractions for ids": ({"completion_ids": [[7.5, 1.0]] * 8}, r"\[7.5, 1.0\] as completion_ids\[0\]: .*integers"),
+    "a negative id": ({"completion_ids": [[7, -100]] * 8}, r"-100 in completion_ids\[0\]: expected token ids of at"),
+    "one number for all": ({"teca": 0.5, "entropy_sum": 1.0}, "0.5 as teca: expected a list, one entry per prompt"),
+    "None for one": (
+        {"teca": [0.5] * 7 + [None], "entropy_sum": [1.0] * 8},
+        r"None as teca\[7\]: give nats for every completion, or None for all",
+    ),
+    "an infinite entropy": ({"teca": [math.inf] * 8, "entropy_sum": [1.0] * 8}, r"inf as teca\[0\]: expected a finite"),
+    "too few entropies": ({"teca": [0.5] * 4, "entropy_sum": [1.0] * 8}, "returned 4 teca for 8 prompts"),
+    "one of the two": ({"teca": [0.5] * 8}, r"returned \['teca'\] only"),
+    "a mask of another length": ({"env_mask": [[1]] * 8}, r"1 values as env_mask\[0\], whose completion has 2 tokens"),
+    "logprobs of another length": ({"logprobs": [[-1.0]] * 8}, r"1 values as logprobs\[0\], whose completion has 2"),
+    "entropies that are no record": ({"decoded": [[0.5, 0.5]] * 8}, r"a list as decoded\[0\]: expected a .*Decoded"),
+    "a record of another length": (
+        {"decoded": [Decoded([0.5], None)] * 8},
+        r"1 entropies as decoded\[0\], whose completion has 2 tokens",
+    ),
+    "no logprobs": ({"logprobs": ...}, "rollout_func returned no logprobs; it returned prompt_ids, completion_ids"),
+}
+
+
+def trained_on(load_model, tokenizer, config, output, reward):
+    def rollout(shown, trainer):
+        return output(shown)
+
+    with pytest.warns(UserWarning, match="rollout_func"):
+        trainer = CERTrainer(
+            load_model(),
+            reward,
+            args=config(max_steps=1),
+            train_dataset=prompts(),
+            processing_class=tokenizer,
+            rollout_func=rollout,
+        )
+    trainer.train()
+    return trainer
+
+
+@pytest.mark.parametrize("case", GIVEN)
+def test_what_no_rollout_can_be_is_named_where_it_comes_in(load_model, tokenizer, config, case):
+    given, message = GIVEN[case]
+
+    def output(shown):
+        plain = {"prompt_ids": [[7]] * len(shown), "completion_ids": [[7, 1]] * len(shown), "logprobs": None, **given}
+        return {key: value for key, value in plain.items() if value is not ...}
+
+    with pytest.raises((TypeError, ValueError), match=message):
+        trained_on(load_model, tokenizer, config, output, count_reward)
+
+
+def test_a_rollout_that_is_no_dict_is_named(load_model, tokenizer, config):
+    with pytest.raises(TypeError, match="rollout_func returned None: expected a dict with prompt_ids, completion_ids"):
+        trained_on(load_model, tokenizer, config, lambda shown: None, count_reward)
+
+
+def test_tensors_of_a_rollout_func_mean_their_numbers(load_model, tokenizer, config):
+    seen = []
+
+    def reward(teca, entropy_sum, completion_ids, **kwargs):
+        seen.append((teca, entropy_sum, completion_ids))
+        assert all(type(value) is float for value in teca + entropy_sum)
+        return [-value for value in teca]
+
+    def output(shown, form):
+        count = len(shown)
+        return {
+            "prompt_ids": [form(tokenizer(p)["input_ids"]) for p in shown],
+            "completion_ids": form([[7 + i, 8, 1] for i in range(count)]),
+            "logprobs": form([[-1.0, -2.0, -3.0]] * count),
+            "env_mask": form([[1, 1, 0]] * count),
+            "teca": form([0.5 + i for i in range(count)]),
+            "entropy_sum": [form(1.5 + 3 * i) for i in range(count)],
+        }
+
+    runs = [
+        trained_on(load_model, tokenizer, config, lambda shown, form=form: output(shown, form), reward)
+        for form in (lambda values: values, torch.tensor, np.array)
+    ]
+    assert seen[0] == ([0.5 + i for i in range(8)], [1.5 + 3 * i for i in range(8)], [[7 + i, 8, 1] for i in range(8)])
+    assert seen[1] == seen[2] == seen[0]
+    for other in runs[1:]:
+        assert_same_run((other, []), (runs[0], []))
+
+
+def test_none_for_the_entropies_has_the_rollouts_scored(load_model, tokenizer, config):
+    ids = [[7 + i, 9, 1] for i in range(8)]
+    inspector = Inspector(tokenizer)
+
+    def output(shown):
+        plain = {"prompt_ids": [tokenizer(p)["input_ids"] for p in shown], "completion_ids": ids, "logprobs": None}
+        return {**plain, "teca": None, "entropy_sum": None, "decoded": None, "env_mask": None}
+
+    with pytest.warns(UserWarning, match="rollout_func"):
+        trainer = CERTrainer(
+            load_model(),
+            inspector,
+            args=config(max_steps=1),
+            train_dataset=prompts(),
+            processing_class=tokenizer,
+            rollout_func=lambda shown, trainer: output(shown),
+        )
+    inspector.trainer = trainer
+    trainer.train()
+    assert inspector.calls == 1

@@ -273,6 +273,13 @@ def test_condition_of_the_old_pass_is_the_one_the_trainer_repeats():
         True,
         "generate_every = self.args.steps_per_generation * self.num_iterations" in source,
     )
+    # CERTrainer raises num_iterations there to be given a pass with images: nothing else may hang on it.
+    require("where else num_iterations is used while it generates", 1, source.count("num_iterations"))
+    require(
+        "what it keeps of the old pass",
+        True,
+        'if old_per_token_logps is not None:\n        output["old_per_token_logps"] = old_per_token_logps' in source,
+    )
     ours = ast.parse(source_of(CERTrainer._scored_by_trl.fget))
     returned = next(node for node in ast.walk(ours) if isinstance(node, ast.Return))
     require("(here: trainer/cer_trainer.py) the condition of the old pass", CONDITION, ast.unparse(returned.value))
