@@ -15,6 +15,7 @@ from trainer.catalogue.data_sets import DATA_SETS
 from trainer.console.closed_pipe import outlive_readers
 from trainer.sampling import vllm_support
 from trainer.training import arguments
+from trainer.training.launch import check_launch
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -29,6 +30,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         with vllm_support.trl_version_warnings_quiet():
             run, config, model = arguments.parse(argv)
+        check_launch(config)
         if config.use_vllm:
             vllm_support.prepare_environment(cpu=config.device.type == "cpu")
         _quiet(config)

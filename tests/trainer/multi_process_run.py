@@ -31,6 +31,7 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from trl import GRPOConfig, GRPOTrainer
 
 from trainer.cer_trainer import CERTrainer
+from trainer.training.launch import wrapper_of
 
 TEMPERATURE = 0.9
 # Nothing stays gathered for being small: what a large model's head goes through, the tiny one goes through too.
@@ -180,7 +181,7 @@ def run(sharding: str, case: Case, trainer_class: type, folder: Path) -> dict:
         "dtypes": dtypes,
         "start": rewards.start,
         "weights": whole_parameters(trainer.model),
-        "wrapped": type(trainer.model_wrapped).__name__,
+        "wrapped": wrapper_of(trainer.model_wrapped),
     }
 
 

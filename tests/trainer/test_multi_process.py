@@ -34,7 +34,7 @@ LAUNCHERS = {
     ],
     "zero3": TORCHRUN,
 }
-WRAPPED = {"ddp": "DistributedDataParallel", "fsdp2": "FSDP", "zero3": "DeepSpeedEngine"}
+WRAPPED = {"ddp": "DDP", "fsdp2": "FSDP2", "zero3": "ZeRO-3"}
 RUNS = [(sharding, case) for case in CASES for sharding in CASES[case].shardings]
 
 
@@ -90,7 +90,7 @@ def test_each_process_is_given_the_teca_of_its_own_completions(results, sharding
     # bfloat16 products against float64 ones: a row of another process would be off by several 10%.
     tolerance = 0.03 if "bfloat16" in case else 1e-5
     for process in processes:
-        assert process["wrapped"].startswith(WRAPPED[sharding])
+        assert process["wrapped"] == WRAPPED[sharding]
         assert len(process["teca"]) == len(process["samples"]) >= 8
         assert process["teca"] == pytest.approx(process["plain_teca"], rel=tolerance)
     assert processes[0]["samples"] != processes[1]["samples"]
@@ -163,6 +163,7 @@ def test_program_is_resumed_by_both_processes_to_the_same_numbers_and_writes_its
     start = load_file(next(whole.glob("start-seed*")) / "model.safetensors")
     assert max((expected[name] - weight).abs().max() for name, weight in start.items()) > 1e-3
     events = [json.loads(line) for line in (whole / LOG_FILE).read_text().splitlines()]
+    assert (events[0]["processes"], events[0]["wrapped"]) == (2, WRAPPED[sharding])
     assert [(event.get("event"), event["step"]) for event in events] == [
         *[("start", 0), (None, 1), (None, 2), (None, 3), (None, 4), ("end", 4)]
     ]

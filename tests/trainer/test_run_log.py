@@ -103,6 +103,7 @@ def test_samples_hold_completions_with_their_teca_and_reward(finished):
 
 def test_console_shows_one_row_per_step_under_one_heading(finished):
     lines = [line for line in finished[2].splitlines() if line.strip()]
+    assert lines.pop(0) == "1 process on cpu; nothing wraps the model"
     assert lines[0] == run_log.table_heading()
     assert [int(line.split()[0]) for line in lines[1:4]] == [1, 2, 3]
     assert len(lines) == 4

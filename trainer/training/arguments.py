@@ -17,7 +17,7 @@ from pathlib import Path
 from trainer.catalogue.data_sets import DATA_SETS, EMBEDDED, MADE
 from trainer.catalogue.rewards import REWARDS, check_name, find
 from trainer.tiny.problems import DESIGNS
-from trainer.training import option_checks, secrets
+from trainer.training import launch, option_checks, secrets
 from trainer.training.config_error import ConfigError
 from trainer.training.recipe_file import read_recipe, recipe_values
 
@@ -471,9 +471,7 @@ def _zero3(config) -> bool:
 
 def shards_the_model(config) -> bool:
     """Whether FSDP or ZeRO-3 leaves each process a part of the weights: then all must make the same forward passes."""
-    if config.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
-        return True
-    return _zero3(config)
+    return launch.asks_for_fsdp(config) or _zero3(config)
 
 
 def _check_writable(output_dir: Path) -> None:
@@ -498,5 +496,5 @@ def command_without_resume(argv: list[str]) -> str:
 
 def fail(error: ConfigError) -> int:
     """Prints a ConfigError as commands do; the exit code for a wrong command line."""
-    print(f"python -m trainer.grpo: error: {error}", file=sys.stderr)
+    sys.stderr.write(f"python -m trainer.grpo: error: {error}\n")  # in one piece: several processes say it at once
     return 2

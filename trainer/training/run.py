@@ -11,12 +11,15 @@ In: settings, model, tokenizer, data, reward functions.  Out: an exit code, and 
 import warnings
 from pathlib import Path
 
+from transformers import TrainerCallback
+
 from trainer.cer_trainer import CERTrainer
 from trainer.prompts.prompt import Prompt, prompt_of, write_prompt
 from trainer.sampling.early_exit import EarlyExit, make_rule
 from trainer.training import survival
 from trainer.training.arguments import ConfigError, RunArguments
 from trainer.training.checkpoints import CheckpointMixin, remove_leftovers
+from trainer.training.launch import check_wrapped, what_wraps
 from trainer.training.run_log import MeasuredMixin, report_here
 
 
@@ -30,6 +33,16 @@ class GRPORun(MeasuredMixin, survival.SurvivalMixin, CheckpointMixin, CERTrainer
         self.check_rewards(rewards, gave_nan=heard.nan)
         self.keep_samples(prompts, completions, completion_ids_list, rewards)
         return rewards
+
+
+class _WrappedAsAskedFor(TrainerCallback):
+    """Stops a run whose model is not sharded as its configuration says, before its first step."""
+
+    def __init__(self, trainer: GRPORun):
+        self.trainer = trainer
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        check_wrapped(what_wraps(self.trainer), args)
 
 
 def build(
@@ -62,6 +75,7 @@ def build(
         except ConnectionError as error:
             raise ConfigError(str(error)) from error
     trainer.run_settings = settings
+    trainer.add_callback(_WrappedAsAskedFor(trainer))
     report_here(trainer, description=description, samples_per_log=run.samples_per_log)
     return trainer
 

@@ -27,6 +27,7 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from trainer.console.progress_bar import ProgressBar
+from trainer.training.launch import what_wraps
 from trainer.training.padding_alarm import padding_alarm
 
 LOG_FILE = "log.jsonl"
@@ -196,12 +197,16 @@ class StartClock(TrainerCallback):
 
 
 class JsonLinesLog(TrainerCallback):
-    """log.jsonl: one object per logging step, events at the start and where a run goes on."""
+    """log.jsonl: one object per logging step; an event, with what wraps the model, where it starts and goes on."""
+
+    def __init__(self, trainer: MeasuredMixin):
+        self.trainer = trainer
 
     def on_train_begin(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
             event = "resume" if state.global_step else "start"
-            append_line(Path(args.output_dir) / LOG_FILE, {"event": event, "step": state.global_step})
+            found = what_wraps(self.trainer)._asdict()
+            append_line(Path(args.output_dir) / LOG_FILE, {"event": event, "step": state.global_step, **found})
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if state.is_world_process_zero and logs:
@@ -246,14 +251,16 @@ def table_row(step: int, logs: dict) -> str:
 
 
 class ConsoleTable(TrainerCallback):
-    """A progress bar, and one row per logging step above it."""
+    """What wraps the model, once; a progress bar, and one row per logging step above it."""
 
-    def __init__(self, description: str = "train"):
-        self.description = description
+    def __init__(self, description: str, trainer: MeasuredMixin):
+        self.description, self.trainer = description, trainer
         self.bar: ProgressBar | None = None
         self._rows = 0
 
     def on_train_begin(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            ProgressBar.write(str(what_wraps(self.trainer)))
         if state.is_world_process_zero and not args.disable_tqdm:
             self.bar = ProgressBar(
                 total=state.max_steps, initial=state.global_step, desc=self.description, unit="step", dynamic_ncols=True
@@ -282,5 +289,5 @@ def report_here(trainer, *, description: str = "train", samples_per_log: int = 4
     trainer.samples_per_log = samples_per_log
     for printing in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(printing)
-    for callback in (StartClock(trainer), JsonLinesLog(), ConsoleTable(description)):
+    for callback in (StartClock(trainer), JsonLinesLog(trainer), ConsoleTable(description, trainer)):
         trainer.add_callback(callback)

@@ -35,6 +35,7 @@ from torch import Tensor
 from transformers import TrainerCallback
 from trl.trainer.utils import is_async_callable
 
+from trainer.training.config_error import ConfigError
 from trainer.training.step_state import RandomState, StepState
 
 
@@ -354,6 +355,8 @@ def train(trainer, *, resume_from_checkpoint: Path | None = None, command: str =
     except KeyboardInterrupt:
         _say(f"Stopped at once.\n{_how_to_resume(trainer, command)}")
         return 130
+    except ConfigError:  # found when the model was wrapped, before the first step
+        raise
     except Exception as error:
         explanation = explain(error)
         try:
