@@ -126,20 +126,21 @@ def test_a_completion_without_an_answer_has_nothing_after_it():
 def test_decided_prices_repetition_where_all_are_right_and_nothing_elsewhere():
     short, long = "= 7 \\boxed{7}", "= 7 " + "so 7. " * 4 + "\\boxed{7}"
     texts, prompts = [short, long, short, WRONG], ["a", "a", "b", "b"]
-    logged = {}
+    logged = []
     rewards = decided_reward(
         completions=texts,
         ground_truth=["7"] * 4,
         completion_ids=[[0] * len(text) for text in texts],  # a token a character
         prompts=prompts,
         weight=0.5,
-        log_metric=lambda name, value: logged.update({name: value}),
+        log_metric=lambda name, value: logged.append((name, value)),
     )
     after = [len(short) - 3, len(long) - 3]
     median = sum(after) / 2
     assert rewards == pytest.approx([1 + 0.5 * math.exp(-a / median) for a in after] + [1.0, 0.0])
     assert rewards[0] > rewards[1]
-    assert logged["tokens_after_answer"] == pytest.approx((2 * after[0] + after[1]) / 3)
+    told = [value for name, value in logged if name == "tokens_after_answer"]
+    assert told == pytest.approx([*after, after[0]])  # of the right ones, a number each: TRL takes the mean
     explores = "could be 9 , 10 , 11 . no . " + short  # what comes before the answer is free
     alike = decided_reward([short, explores], ["7", "7"], [[0] * len(short), [0] * len(explores)])
     assert alike[0] == pytest.approx(alike[1])

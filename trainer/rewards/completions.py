@@ -24,17 +24,18 @@ def completion_text(completion: Completion) -> str:
 def grade_completions(completions: list[Completion], ground_truth: list, log_metric=None) -> list[bool | None]:
     """Returns right, wrong or None (no ground truth) per completion.
 
-    Logs the share of right ones as "accuracy", and the share in which no final answer was found as "no_answer".
+    Logs the share of right ones as "accuracy", and the share in which no final answer was found as "no_answer": a
+    number per completion, of which TRL takes the mean over all processes.
     """
     if len(completions) != len(ground_truth):
         raise ValueError(f"{len(ground_truth)} values of ground_truth for {len(completions)} completions")
     texts = [completion_text(completion) for completion in completions]
     correct = [None if truth is None else grade(text, truth) for text, truth in zip(texts, ground_truth, strict=True)]
-    graded = [right for right in correct if right is not None]
-    if log_metric is not None and graded:
-        log_metric("accuracy", sum(graded) / len(graded))
-        wrong = [text for text, right in zip(texts, correct, strict=True) if right is False]  # a right one has one
-        log_metric("no_answer", sum(extract_answer(text) is None for text in wrong) / len(graded))
+    if log_metric is not None:
+        for text, right in zip(texts, correct, strict=True):
+            if right is not None:
+                log_metric("accuracy", float(right))
+                log_metric("no_answer", float(not right and extract_answer(text) is None))  # a right one has one
     return correct
 
 
@@ -45,10 +46,10 @@ def group_keys(prompts: Sequence | None) -> list[str] | None:
     return [p if isinstance(p, str) else json.dumps(p, sort_keys=True, default=repr) for p in prompts]
 
 
-def groups_of(prompts: Sequence | None, count: int) -> list[list[int]]:
-    """The positions of the completions to each prompt, in order."""
+def groups_of(keys: Sequence[str] | None, count: int) -> list[list[int]]:
+    """The positions of the completions of each group, in order."""
     members: dict[str | None, list[int]] = {}
-    for position, key in enumerate(group_keys(prompts) or [None] * count):
+    for position, key in enumerate(keys or [None] * count):
         members.setdefault(key, []).append(position)
     return list(members.values())
 

@@ -25,7 +25,16 @@ import re
 import statistics
 
 from trainer.grading import extract_answer
-from trainer.rewards.completions import Completion, Rewards, completion_text, grade_completions, groups_of, lengths_of
+from trainer.rewards.completions import (
+    Completion,
+    Rewards,
+    completion_text,
+    grade_completions,
+    group_keys,
+    groups_of,
+    lengths_of,
+)
+from trainer.rewards.ranks import over_ranks
 
 LEAST_SCALE_TOKENS = 1.0
 # What announces a result; at most two words may stand between it and the answer ("is now 8", "gives her 8").
@@ -49,22 +58,28 @@ def decided_reward(
     """See this file's header. The mean of A over the right completions is logged as "tokens_after_answer".
 
     Args:
-        completions, ground_truth, completion_ids, prompts: what TRL hands over; equal prompts are one group. Where a
-            group is spread over ranks, each rank uses its own part of it.
+        completions, ground_truth, completion_ids, prompts: what TRL hands over; equal prompts are one group, also where
+            it is spread over processes.
         weight: what stopping at the answer is worth beside a right answer.
     """
     lengths = lengths_of(completion_ids, "decided_reward")
     correct = grade_completions(completions, ground_truth, log_metric)
     after = [tokens_after_answer(completion_text(c), length) for c, length in zip(completions, lengths, strict=True)]
-    if log_metric is not None and any(correct):
-        log_metric("tokens_after_answer", statistics.fmean(a for a, right in zip(after, correct, strict=True) if right))
-    rewards: Rewards = [None if right is None else float(right) for right in correct]
-    for group in groups_of(prompts, len(lengths)):
-        if all(correct[i] for i in group):
-            scale = max(statistics.median(after[i] for i in group), LEAST_SCALE_TOKENS)
-            for i in group:
-                rewards[i] = 1 + weight * math.exp(-after[i] / scale)
-    return rewards
+    if log_metric is not None:
+        for tokens, right in zip(after, correct, strict=True):
+            if right:
+                log_metric("tokens_after_answer", tokens)
+
+    def price(after: list[float], correct: list[bool | None], keys: list[str] | None) -> Rewards:
+        rewards: Rewards = [None if right is None else float(right) for right in correct]
+        for group in groups_of(keys, len(after)):
+            if all(correct[i] for i in group):
+                scale = max(statistics.median(after[i] for i in group), LEAST_SCALE_TOKENS)
+                for i in group:
+                    rewards[i] = 1 + weight * math.exp(-after[i] / scale)
+        return rewards
+
+    return over_ranks(price, after, correct, group_keys(prompts))
 
 
 def tokens_after_answer(text: str, tokens: int) -> float:

@@ -10,9 +10,11 @@ Out: list[float | None], one per completion; None (TRL: no opinion) where the ro
     length_penalty_reward   1 + weight e^(-L / L0)              if right, else 0     control: L = number of tokens
     random_reward           0 or 1 by a coin                                         control
 
-The scales S0 and L0 are the medians of S and L over the right answers to the same prompt in the batch.
+The scales S0 and L0 are the medians of S and L over the right answers to the same prompt in the batch, those on other
+processes too.
 """
 
+import functools
 import math
 import random
 import zlib
@@ -22,6 +24,7 @@ import torch
 from cer_ext import cer_reward as reward_of_entropy
 from cer_ext.reward import LEAST_SCALE_NATS, group_scales
 from trainer.rewards.completions import Completion, Rewards, grade_completions, group_keys, lengths_of
+from trainer.rewards.ranks import over_ranks
 
 LEAST_SCALE_TOKENS = 1.0
 
@@ -90,8 +93,7 @@ def total_entropy_reward(
 
     Args:
         entropy_sum: (completions,) sum of the token entropies, nats, as CERTrainer hands it over.
-        prompts: TRL's; equal prompts are one group. Where a group is spread over ranks, each rank uses its own part of
-            it: choose a per-device batch that is a multiple of num_generations.
+        prompts: TRL's; equal prompts are one group, also where it is spread over processes.
         weight: what certainty is worth beside a right answer.
         scale: S0 in nats, instead of the median.
 
@@ -100,9 +102,11 @@ def total_entropy_reward(
     """
     correct = grade_completions(completions, ground_truth, log_metric)
     totals = _checked("entropy_sum", entropy_sum, correct)
-    scales = (
-        [scale] * len(totals) if scale else group_scales(totals, correct, group_keys(prompts), least=LEAST_SCALE_NATS)
-    )
+    if scale:
+        scales = [scale] * len(totals)
+    else:
+        medians = functools.partial(group_scales, least=LEAST_SCALE_NATS)
+        scales = over_ranks(medians, totals, correct, group_keys(prompts))
     return _reward_of(correct, [total / by for total, by in zip(totals, scales, strict=True)], weight)
 
 
@@ -122,7 +126,8 @@ def length_penalty_reward(
     """
     lengths = [float(length) for length in lengths_of(completion_ids, "length_penalty_reward")]
     correct = grade_completions(completions, ground_truth, log_metric)
-    scales = group_scales(lengths, correct, group_keys(prompts), least=LEAST_SCALE_TOKENS)
+    medians = functools.partial(group_scales, least=LEAST_SCALE_TOKENS)
+    scales = over_ranks(medians, lengths, correct, group_keys(prompts))
     return _reward_of(correct, [length / by for length, by in zip(lengths, scales, strict=True)], weight)
 
 

@@ -15,9 +15,8 @@ right completions, where a bar says so):
     l1_exact_reward      c - alpha |target - L|                                        target length: a data column
     l1_max_reward        c clip(alpha (target - L) + delta, 0, 1)
 
-Constants that a paper states are the defaults. Where a group is spread over ranks, each rank uses its own part of it:
-choose a per-device batch that is a multiple of num_generations. These are the rewards alone: sampling, filtering and
-losses of the papers are TRL's options or are not here.
+Constants that a paper states are the defaults. A group counts as a whole also where it is spread over processes
+(ranks.py). These are the rewards alone: sampling, filtering and losses of the papers are TRL's options or are not here.
 """
 
 from __future__ import annotations
@@ -25,7 +24,8 @@ from __future__ import annotations
 import math
 import statistics
 
-from trainer.rewards.completions import Completion, Rewards, grade_completions, groups_of, lengths_of
+from trainer.rewards.completions import Completion, Rewards, grade_completions, group_keys, groups_of, lengths_of
+from trainer.rewards.ranks import over_ranks
 
 
 def kimi_reward(
@@ -47,15 +47,19 @@ def kimi_reward(
     """
     lengths = lengths_of(completion_ids, "kimi_reward")
     correct = grade_completions(completions, ground_truth, log_metric)
-    rewards: Rewards = [None] * len(lengths)
-    for group in groups_of(prompts, len(lengths)):
-        shortest, longest = min(lengths[i] for i in group), max(lengths[i] for i in group)
-        for i in group:
-            place = 0.5 - (lengths[i] - shortest) / (longest - shortest) if longest > shortest else 0.0
-            right = correct[i]
-            if right is not None:
-                rewards[i] = float(right) + weight * (place if right else min(0.0, place))
-    return rewards
+
+    def price(lengths: list[int], correct: list[bool | None], keys: list[str] | None) -> Rewards:
+        rewards: Rewards = [None] * len(lengths)
+        for group in groups_of(keys, len(lengths)):
+            shortest, longest = min(lengths[i] for i in group), max(lengths[i] for i in group)
+            for i in group:
+                place = 0.5 - (lengths[i] - shortest) / (longest - shortest) if longest > shortest else 0.0
+                right = correct[i]
+                if right is not None:
+                    rewards[i] = float(right) + weight * (place if right else min(0.0, place))
+        return rewards
+
+    return over_ranks(price, lengths, correct, group_keys(prompts))
 
 
 def dapo_reward(
@@ -110,10 +114,14 @@ def efficient_reward(
     """
     lengths = lengths_of(completion_ids, "efficient_reward")
     correct = grade_completions(completions, ground_truth, log_metric)
-    rewards = _accuracy(correct)
-    for group in groups_of(prompts, len(lengths)):
-        _price_by_sigmoid(rewards, lengths, correct, group, alpha)
-    return rewards
+
+    def price(lengths: list[int], correct: list[bool | None], keys: list[str] | None) -> Rewards:
+        rewards = _accuracy(correct)
+        for group in groups_of(keys, len(lengths)):
+            _price_by_sigmoid(rewards, lengths, correct, group, alpha)
+        return rewards
+
+    return over_ranks(price, lengths, correct, group_keys(prompts))
 
 
 def grpo_lambda_reward(
@@ -141,12 +149,16 @@ def grpo_lambda_reward(
         raise ValueError(f"share is {share}: expected a number in (0, 1]")
     lengths = lengths_of(completion_ids, "grpo_lambda_reward")
     correct = grade_completions(completions, ground_truth, log_metric)
-    rewards = _accuracy(correct)
-    groups = groups_of(prompts, len(lengths))
-    best = sorted(groups, key=lambda group: -statistics.fmean(bool(correct[i]) for i in group))
-    for group in best[: max(1, round(share * len(groups)))]:
-        _price_by_sigmoid(rewards, lengths, correct, group, alpha)
-    return rewards
+
+    def price(lengths: list[int], correct: list[bool | None], keys: list[str] | None) -> Rewards:
+        rewards = _accuracy(correct)
+        groups = groups_of(keys, len(lengths))
+        best = sorted(groups, key=lambda group: -statistics.fmean(bool(correct[i]) for i in group))
+        for group in best[: max(1, round(share * len(groups)))]:
+            _price_by_sigmoid(rewards, lengths, correct, group, alpha)
+        return rewards
+
+    return over_ranks(price, lengths, correct, group_keys(prompts))
 
 
 def gr3_reward(
@@ -170,13 +182,17 @@ def gr3_reward(
         raise ValueError(f"alpha is {alpha}: expected a number >= 0")
     lengths = lengths_of(completion_ids, "gr3_reward")
     correct = grade_completions(completions, ground_truth, log_metric)
-    rewards = _accuracy(correct)
-    for group in groups_of(prompts, len(lengths)):
-        mean = statistics.fmean(lengths[i] for i in group)
-        for i in group:
-            if correct[i]:
-                rewards[i] = 1 / (1 + alpha * (lengths[i] / mean))
-    return rewards
+
+    def price(lengths: list[int], correct: list[bool | None], keys: list[str] | None) -> Rewards:
+        rewards = _accuracy(correct)
+        for group in groups_of(keys, len(lengths)):
+            mean = statistics.fmean(lengths[i] for i in group)
+            for i in group:
+                if correct[i]:
+                    rewards[i] = 1 / (1 + alpha * (lengths[i] / mean))
+        return rewards
+
+    return over_ranks(price, lengths, correct, group_keys(prompts))
 
 
 def conciser_reward(
@@ -205,12 +221,17 @@ def conciser_reward(
         raise ValueError("conciser_reward needs max_length, the number of tokens at which a completion is cut off")
     lengths = lengths_of(completion_ids, "conciser_reward")
     correct = grade_completions(completions, ground_truth, log_metric)
-    rewards = _accuracy(correct)
-    for group in groups_of(prompts, len(lengths)):
-        if all(correct[i] for i in group):
-            for i in group:
-                rewards[i] = 1 + weight * (1 - lengths[i] / max_length)
-    return rewards
+    longest: int = max_length
+
+    def price(lengths: list[int], correct: list[bool | None], keys: list[str] | None) -> Rewards:
+        rewards = _accuracy(correct)
+        for group in groups_of(keys, len(lengths)):
+            if all(correct[i] for i in group):
+                for i in group:
+                    rewards[i] = 1 + weight * (1 - lengths[i] / longest)
+        return rewards
+
+    return over_ranks(price, lengths, correct, group_keys(prompts))
 
 
 def l1_exact_reward(
