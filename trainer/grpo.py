@@ -15,7 +15,7 @@ from trainer.catalogue.data_sets import DATA_SETS
 from trainer.console.closed_pipe import outlive_readers
 from trainer.sampling import vllm_support
 from trainer.training import arguments
-from trainer.training.launch import check_launch
+from trainer.training.launch import check_launch, sharding_asked_for
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -180,7 +180,12 @@ def train(run: arguments.RunArguments, config, model_config, command: str) -> in
     prompt = _prompt_that_asked(run, prompt, problems)
     start.check_enough(len(problems), config)
     settings = resume_settings.settings(
-        run, config, model_config, processes=config.world_size, training_data=resume_settings.data_digest(problems)
+        run,
+        config,
+        model_config,
+        processes=config.world_size,
+        sharding=sharding_asked_for(config),
+        training_data=resume_settings.data_digest(problems),
     )
     start.check_resume(config, resume, settings)
     if config.process_index == 0:

@@ -11,24 +11,29 @@ In: any TRL GRPO trainer class, through `CheckpointMixin`.  Out: the same traine
 
   - are gone on from without a step more where nothing is left to train: stock TRL takes one more, every time
 
+  - are gone on from by another number of processes, where the steps stay the same (step_split.py)
+
   - are resumed with the right order of prompts: stock TRL's sampler draws one permutation per epoch from a generator
     that starts anew on resuming, so that a run resumed in its second epoch walks the first epoch's order again
 
-Resuming draws the random states from the checkpoint (transformers does that), so samples are the same too.
+Resuming draws the random states from the checkpoint (transformers does that), so samples are the same too, with as many
+processes as before.
 """
 
 import json
 import shutil
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 from accelerate.utils import send_to_device
 from torch.utils.data import Sampler
-from transformers import TrainerCallback
+from transformers import TrainerCallback, set_seed
 from trl.trainer.utils import RepeatSampler
 
 from trainer.storage.atomic import publish
+from trainer.training.config_error import ConfigError
 from trainer.training.run_directory import (
     belongs_to,
     new_run_id,
@@ -37,6 +42,7 @@ from trainer.training.run_directory import (
     settings_of,
     write_run,
 )
+from trainer.training.step_split import StepSplit
 from trainer.training.step_state import StepState
 
 STAGING_PREFIX = ".saving-"
@@ -291,17 +297,48 @@ class CheckpointMixin:
         if checkpoint is None:
             return
         self._take_learning_rate((settings_of(checkpoint) or {}).get("learning_rate"))
-        path = self._grpo_state_file(checkpoint)
-        if not path.is_file():  # made by stock TRL
+        files = sorted(Path(checkpoint).glob("grpo_state_*.pt"), key=lambda path: int(path.stem.rpartition("_")[2]))
+        if not files:  # made by stock TRL
             self._step = self.state.global_step * self.args.gradient_accumulation_steps
             return
-        # Not the device itself: with several processes on CPU it is called cpu:0, which torch.load does not know.
-        state = send_to_device(torch.load(path, map_location="cpu", weights_only=True), self.args.device)
+        state = self._load_grpo_state(Path(checkpoint), files)
         reference = state.pop("ref_model", None)
         if reference is not None:
             self.accelerator.unwrap_model(self.ref_model).load_state_dict(reference)
         self._restored_state = StepState(**state)
         self._restored_state.restore(self)
+
+    def _load_grpo_state(self, checkpoint: Path, files: list[Path]) -> dict:
+        """This process's own; made of every process's where the step was split another way."""
+        before = StepSplit.of(settings_of(checkpoint) or {})
+        own = self._grpo_state_file(checkpoint)
+        same_split = before is None or before.gradient_accumulation_steps == self.args.gradient_accumulation_steps
+        if len(files) == self.args.world_size and same_split:
+            return self._load(own)
+        parts = [self._load(path) for path in files]
+        passes = parts[0]["step"] * self.args.gradient_accumulation_steps
+        per_step = before.gradient_accumulation_steps if before is not None else self.args.gradient_accumulation_steps
+        if passes % per_step or any(part["buffered_inputs"] is not None for part in parts):
+            raise ConfigError(
+                f"resume_from_checkpoint={checkpoint}: rollouts are in use there, which each of the {len(files)} "
+                "processes held for itself. Go on with as many, and the same batch sizes"
+            )
+        return {**parts[0], **vars(StepState.of_all(parts, passes // per_step))}
+
+    def _load(self, path: Path) -> dict:
+        # Not the device itself: with several processes on CPU it is called cpu:0, which torch.load does not know.
+        return send_to_device(torch.load(path, map_location="cpu", weights_only=True), self.args.device)
+
+    def _load_rng_state(self, checkpoint):
+        if checkpoint is not None:
+            before = max(1, len([*Path(checkpoint).glob("rng_state_*.pth")]))
+            if before != self.args.world_size:
+                # The generators of other processes do not fit these; and as they are they would draw a second time
+                # what this run's first steps have drawn.
+                drawn = f"{self.args.seed} {self.state.global_step} {self.args.world_size} {self.args.process_index}"
+                set_seed(zlib.crc32(drawn.encode()))
+                return
+        super()._load_rng_state(checkpoint)
 
     def _take_learning_rate(self, before: float | None) -> None:
         """The rate asked for now in place of the checkpoint's, which optimizer and schedule have just loaded."""

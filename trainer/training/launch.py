@@ -30,6 +30,13 @@ def asks_for_fsdp(config, environment: Mapping[str, str] = os.environ) -> bool:
     return bool(config.fsdp) or environment.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
 
 
+def sharding_asked_for(config) -> str | None:
+    """What shall shard the model; None: nothing."""
+    if asks_for_fsdp(config):
+        return "FSDP"
+    return f"ZeRO-{config.deepspeed_plugin.zero_stage}" if config.deepspeed_plugin is not None else None
+
+
 def check_launch(config, environment: Mapping[str, str] = os.environ) -> None:
     """Before anything is loaded: whether the launcher did what it was asked to.
 
@@ -129,7 +136,6 @@ def check_wrapped(found: Wrapped, config) -> None:
 
     What `check_launch` knows of is found before; this is the net below it, for launchers that fall back some other way.
     """
-    plugin = config.deepspeed_plugin
-    wanted = "FSDP" if asks_for_fsdp(config) else f"ZeRO-{plugin.zero_stage}" if plugin is not None else None
+    wanted = sharding_asked_for(config)
     if wanted is not None and not found.wrapped.startswith(wanted):
         raise ConfigError(f"{wanted} is asked for, and this is what there is: {found}. Nothing was trained")

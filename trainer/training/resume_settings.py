@@ -5,6 +5,7 @@ an error with both values.
 
     free          how long, what is saved, logged and evaluated, and where: they do not enter a step
     the rate      learning_rate: takes effect from the next step on, in place of the one in the optimizer's state
+    the split     of a step over processes and passes, as long as it is the same step (step_split.py)
     the rest      is part of what the checkpoint holds (model, adapter, optimizer, rollouts in use, order of prompts) or
                   of what the reward curve means: another value is another run
 
@@ -22,6 +23,7 @@ from pathlib import Path
 from trainer.training.config_error import ConfigError
 from trainer.training.run_directory import settings_of
 from trainer.training.secrets import is_secret, shown
+from trainer.training.step_split import may_differ
 
 _FREE_PREFIXES = (
     "save_",
@@ -160,12 +162,18 @@ def check_checkpoint(checkpoint: Path, now: Mapping, *, new_rate: bool = True) -
     if before is None:
         _check_adapter(checkpoint, now)
         return []
+    same_step = may_differ(checkpoint, before, now)
     allowed, refused = [], []
     for name in sorted(set(before) & set(now)):  # an option of a newer version has no earlier value
         if name in _SOURCES or name in _PLACES or before[name] == now[name]:
             continue
         line = f"{name}: {before[name]} -> {now[name]}"
-        free = name in _FREE or name.startswith(_FREE_PREFIXES) or (name == LEARNING_RATE and new_rate)
+        free = (
+            name in _FREE
+            or name in same_step
+            or name.startswith(_FREE_PREFIXES)
+            or (name == LEARNING_RATE and new_rate)
+        )
         (allowed if free else refused).append(line)
     if refused:
         raise ConfigError(

@@ -44,6 +44,23 @@ class StepState:
             last_logged=trainer._globalstep_last_logged,
         )
 
+    @classmethod
+    def of_all(cls, parts: list[dict], passes: int) -> StepState:
+        """The state for every process of a run that goes on with another split, from those of the processes before.
+
+        Args:
+            parts: of each process before, between two generations.
+            passes: micro-steps so far, at the new number of passes a step.
+        """
+        first = parts[0]
+        return cls(
+            step=passes,
+            buffered_inputs=None,
+            metrics=first["metrics"],  # of the whole batch on every process
+            loss=torch.stack([part["loss"] for part in parts]).mean(0),  # what is logged is the mean over processes
+            last_logged=first["last_logged"],
+        )
+
     def restore(self, trainer) -> None:
         trainer._step = self.step
         trainer._buffered_inputs = self.buffered_inputs
