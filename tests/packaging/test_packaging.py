@@ -17,7 +17,8 @@ from cer_ext import _C
 
 ROOT = Path(__file__).resolve().parents[2]
 PARTS = ["csrc", "cer_ext", "trainer", "setup.py", "CMakeLists.txt", "pyproject.toml", "MANIFEST.in", "LICENSE"]
-PARTS += ["README.md", "constraints.txt"]
+PARTS += ["README.md", "constraints.txt", "cer_commands.py"]
+SCRIPTS = ["cer-grpo", "cer-evaluate", "cer-report", "cer-plots", "cer-merge-lora", "cer-experiment"]
 
 USE = """
 import torch, cer_ext
@@ -74,6 +75,9 @@ def test_wheel_is_complete_small_and_runs(tree, tmp_path):
     assert [name for name in names if name.startswith("cer_ext/_C")], names
     for source in [*(tree / "csrc").glob("*.h"), *(tree / "csrc/cuda").glob("*.cuh")]:
         assert f"cer_ext/{source.relative_to(tree)}" in names, f"{source.name}: NVRTC would not find it"
+    scripts = zipfile.ZipFile(wheel).read(next(name for name in names if name.endswith("entry_points.txt"))).decode()
+    assert re.findall(r"^(cer-[a-z-]+) = cer_commands:", scripts, re.MULTILINE) == sorted(SCRIPTS)
+    assert "cer_commands.py" in names
     assert {"cer_ext/py.typed", "cer_ext/_C.pyi"} <= set(names), "type checkers would not see the package's types"
     for recipe in (tree / "trainer").rglob("*.yaml"):
         assert str(recipe.relative_to(tree)) in names
@@ -92,7 +96,7 @@ def test_second_build_of_the_same_tree_works_and_sdist_makes_the_same_files(tree
     assert sorted(zipfile.ZipFile(first).namelist()) == sorted(zipfile.ZipFile(second).namelist())
 
 
-def test_editable_install_imports_from_the_tree(tree, tmp_path):
+def test_editable_install_imports_from_the_tree_and_brings_the_console_scripts(tree, tmp_path):
     run(sys.executable, "-m", "venv", tmp_path / "venv")
     python = tmp_path / "venv/bin/python"
     site, outer = (
@@ -104,6 +108,13 @@ def test_editable_install_imports_from_the_tree(tree, tmp_path):
             (site / package.name).symlink_to(package)
     run(python, "-m", "pip", "install", "--no-deps", "-e", tree, CER_CUDA="off")
     run(python, "-c", USE.format(where=str(tree)))
+    found = sorted(path.name for path in (tmp_path / "venv/bin").glob("cer-*"))
+    assert found == sorted(SCRIPTS)
+    for script in SCRIPTS:
+        module = f"trainer.{script.removeprefix('cer-').replace('-', '_')}"
+        text = run(tmp_path / "venv/bin" / script, "--help")
+        assert f"python -m {module}" in text, f"{script} answers as another command"
+        assert "--output" in text or script == "cer-report"
 
 
 @pytest.mark.skipif(shutil.which("clang++") is None, reason="no clang++ here")

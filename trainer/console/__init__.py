@@ -3,3 +3,7 @@
 closed_pipe.py    a reader that goes away takes no program with it
 progress_bar.py   a bar on a terminal, lines in a file
 """
+
+from trainer.name_clash import require_own_package
+
+require_own_package()  # asked in trainer/__init__.py too, which another distribution may have overwritten

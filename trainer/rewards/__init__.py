@@ -7,6 +7,7 @@ completions.py   completions as TRL hands them over: text, grade, groups, length
 by_name.py       a name of trainer/catalogue/rewards.py -> the function with its options
 """
 
+from trainer.name_clash import require_own_package
 from trainer.rewards.by_name import reward_function
 from trainer.rewards.entropy import (
     accuracy_reward,
@@ -15,6 +16,8 @@ from trainer.rewards.entropy import (
     random_reward,
     total_entropy_reward,
 )
+
+require_own_package()  # asked in trainer/__init__.py too, which another distribution may have overwritten
 
 __all__ = [
     "accuracy_reward",

@@ -13,3 +13,7 @@ teca_processor.py      vLLM's logits processor and worker extension; teca_proces
 request_records.py     which request has which row, through preemption; teca_requests.py: what requests carry
 vllm_processors.py     which of the processors an engine takes
 """
+
+from trainer.name_clash import require_own_package
+
+require_own_package()  # asked in trainer/__init__.py too, which another distribution may have overwritten
