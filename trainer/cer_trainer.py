@@ -44,6 +44,7 @@ The TRL privates this rests on are named, with the pinned version, in tests/trai
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import math
 import threading
@@ -88,6 +89,8 @@ class CERTrainer(trl.GRPOTrainer):
     Args (beside TRL's):
         teca_source: "auto", "rollout" or "scoring"; see this file's header.
         early_exit: the rule that ends a response's thinking, or None.
+        share_prompts: run a prompt once for all its completions in a micro-batch, where that is less work and the model
+            allows it (trainer/shared_prompts.py); otherwise, or if False, every row runs with its own.
 
     Raises:
         ValueError: at construction, where the model's head can't be served, where the data already has a column of one
@@ -100,10 +103,17 @@ class CERTrainer(trl.GRPOTrainer):
         >>> trainer = CERTrainer(model, reward, args=GRPOConfig(...), train_dataset=dataset)  # doctest: +SKIP
     """
 
-    def __init__(self, *args, teca_source: str = "auto", early_exit: EarlyExit | None = None, **kwargs):
+    def __init__(
+        self,
+        *args,
+        teca_source: str = "auto",
+        early_exit: EarlyExit | None = None,
+        share_prompts: bool = True,
+        **kwargs,
+    ):
         if teca_source not in TECA_SOURCES:
             raise ValueError(f"teca_source is {teca_source!r}: expected one of {', '.join(TECA_SOURCES)}")
-        self.teca_source, self.early_exit = teca_source, early_exit
+        self.teca_source, self.early_exit, self.share_prompts = teca_source, early_exit, share_prompts
         # Set before TRL's own construction, which ends in methods overridden here.
         self._rollout_entropy: tuple[list[float], list[float]] | None = None
         self._awaits_old_pass = False
@@ -430,7 +440,8 @@ def _names_of_ours(trainer: CERTrainer) -> Iterator[None]:
     cast the models, before FSDP or DeepSpeed take them. Patching afterwards would be too late for the reference.
     `VLLMGeneration` is where TRL starts vLLM.
     """
-    ours = {"add_fused_lm_head": add_fused_lm_head, "prepare_fsdp": _prepare_fsdp}
+    fused_head = functools.partial(add_fused_lm_head, share_prompts=trainer.share_prompts)
+    ours = {"add_fused_lm_head": fused_head, "prepare_fsdp": _prepare_fsdp}
     if is_peft_available():
         ours["BaseTunerLayer"] = _NoAdapterIsRefused
     ours["VLLMGeneration"] = lambda *args, **kwargs: _vllm_generation(trainer, *args, **kwargs)

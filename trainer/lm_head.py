@@ -41,6 +41,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import logging
 import math
 import types
 from collections.abc import Callable, Iterator
@@ -55,7 +56,10 @@ from transformers.utils import is_peft_available
 from trl.trainer.utils import FusedCausalLMOutput, maybe_gather_lm_head_ctx
 
 from cer_ext import linear_logprobs_and_entropy
+from trainer import shared_prompts
 from trainer.unsharded import whole_weight
+
+log = logging.getLogger(__name__)
 
 _LORA_VARIANTS_HINT = "plain LoRA, modules_to_save and trainable_token_indices are served on the head"
 
@@ -65,6 +69,7 @@ def add_fused_lm_head(
     temperature: float = 1.0,
     cast_lm_head_to_fp32: bool = False,
     outputs: tuple[str, ...] = ("log_probs",),
+    share_prompts: bool = False,
 ) -> None:
     """Patch `model` so that `model(..., labels=labels, fused_lm_head=True)` returns per-token log-probabilities.
 
@@ -75,6 +80,8 @@ def add_fused_lm_head(
         temperature: what the logits are divided by.
         cast_lm_head_to_fp32: project in float32, outside autocast.
         outputs: "log_probs", and "entropy" where it is wanted.
+        share_prompts: run a prompt that several rows of a batch begin with once, where that saves work and the model
+            allows it (trainer/shared_prompts.py); the log says why where it does not.
 
     Raises:
         ValueError: the model or its head cannot be served correctly; the message names the class and what is missing.
@@ -86,6 +93,7 @@ def add_fused_lm_head(
     if cast_lm_head_to_fp32 and _is_lora_linear(active_head(model.get_output_embeddings())):
         _refuse(model, "cast_lm_head_to_fp32=True replaces the forward of a head that carries a LoRA adapter")
     original_forward = model.forward
+    shares = False  # until the two ways are compared, below
     text_config = model.config.get_text_config()
     logit_scale, softcap = logit_transform(text_config)
 
@@ -104,21 +112,27 @@ def add_fused_lm_head(
         elif getattr(text_config, "output_router_logits", False):
             kwargs.setdefault("output_router_logits", True)
         # Backbone and head are looked up in every call: PEFT and FSDP replace them after this function has run.
-        backbone_outputs = backbone(self)(*args, **kwargs)
-        hidden = backbone_outputs.last_hidden_state  # (B, L, D)
-        if shift_labels is None:
-            hidden, target = hidden[:, :-1], labels[:, 1:]  # (B, L-1, D), (B, L-1)
+        layout = shared_prompts.layout_of(self, args, kwargs, labels) if shares else None
+        if layout is None:
+            backbone_outputs = backbone(self)(*args, **kwargs)
         else:
-            target = shift_labels
+            backbone_outputs = shared_prompts.run(backbone(self), layout, **kwargs)
+        hidden = backbone_outputs.last_hidden_state  # (B, L, D), or (G, S, D)
+        target = labels[:, 1:] if shift_labels is None else shift_labels  # (B, L-1), or (B, L)
         head = self.get_output_embeddings()
         device = next(head.parameters()).device  # a model split by device_map may end elsewhere than its head
         hidden, target = hidden.to(device), target.to(device)
         scored = target != -100
+        # Prompt and padding are left out before the product.
+        if layout is None:
+            hidden = hidden[:, : scored.shape[1]][scored]  # (N, D)
+        else:
+            hidden = layout.states_of(hidden, scored)
 
-        # Prompt and padding are left out before the product; masked_scatter keeps the graph even if nothing is scored.
         log_probs, entropy = _score(
-            self, head, hidden[scored], target[scored], temperature, logit_scale, softcap, cast_lm_head_to_fp32, outputs
+            self, head, hidden, target[scored], temperature, logit_scale, softcap, cast_lm_head_to_fp32, outputs
         )
+        # masked_scatter keeps the graph even if nothing is scored
         log_probs = log_probs.new_zeros(scored.shape).masked_scatter(scored, log_probs)
         if entropy is not None:
             entropy = entropy.new_zeros(scored.shape).masked_scatter(scored, entropy)
@@ -129,8 +143,21 @@ def add_fused_lm_head(
         return FusedCausalLMOutput(log_probs=log_probs, entropy=entropy, label_mask=scored, aux_loss=aux_loss)
 
     model.forward = types.MethodType(forward, model)
-    if all(_in_place(parameter) for parameter in model.parameters()):
+    in_place = all(_in_place(parameter) for parameter in model.parameters())
+    if in_place:
         _compare_with_own_logits(model, original_forward, temperature, logit_scale, softcap)
+    shares = share_prompts and _can_share_prompts(model, in_place)
+
+
+def _can_share_prompts(model: PreTrainedModel, in_place: bool) -> bool:
+    if in_place:
+        with evaluation_mode(model):
+            reason = shared_prompts.why_never(model, backbone(model))
+    else:
+        reason = "its weights are not in this process yet, so that the two ways could not be compared"
+    if reason is not None:
+        log.info("%s runs every row with its own prompt: %s", type(model).__name__, reason)
+    return reason is None
 
 
 def backbone(model: PreTrainedModel) -> nn.Module:

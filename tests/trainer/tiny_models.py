@@ -39,6 +39,7 @@ _BODY = {
 FAMILIES = {
     "qwen3": ("Qwen3", {"tie_word_embeddings": True}),
     "llama": ("Llama", {"tie_word_embeddings": False}),
+    "mistral": ("Mistral", {}),
     "gemma2": ("Gemma2", {"final_logit_softcapping": 3.0, "query_pre_attn_scalar": 8}),
     "cohere": ("Cohere", {"logit_scale": 0.25}),
     "granite": ("Granite", {"logits_scaling": 3.0, "tie_word_embeddings": False}),

@@ -170,6 +170,13 @@ class RunArguments:
             "the policy over the rollouts), auto (rollout where it can be had)."
         ),
     )
+    share_prompts: bool = field(
+        default=True,
+        metadata=about(
+            "Run a prompt once for all its completions in a micro-batch, where that is less work and the model allows "
+            "it; false: every row with its own."
+        ),
+    )
     early_exit: float | None = field(
         default=None,
         metadata=about(
