@@ -1,0 +1,1 @@
+"""What vLLM's rollouts cost and save, measured where vLLM is installed (.ci/vllm makes such an environment)."""
