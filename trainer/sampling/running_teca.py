@@ -41,12 +41,19 @@ class RunningTeca:
         self.device = torch.device(device)
         self.entropy = torch.zeros((rows, capacity), device=self.device)  # (R, C), nats
         self.temperature = torch.ones(rows, device=self.device)  # (R,)
+        # One number is cheaper than one per row, and nearly every batch has one: true while no response had another.
+        self._one_temperature: float | None = None
+        self._temperatures_differ = False
+        self._targets = torch.zeros(rows, dtype=torch.long, device=self.device)  # any token: entropies need none
         self._rules: _Rules | None = None  # only once a response has a rule
 
     @torch.inference_mode()
     def begin(self, row: int, *, temperature: float, rule: EarlyExit | None = None) -> None:
         """A response begins in `row`. temperature 0 (the likeliest token): entropies at 1."""
-        self.temperature[row] = temperature or 1.0
+        temperature = temperature or 1.0
+        self.temperature[row] = temperature
+        self._temperatures_differ |= self._one_temperature not in (None, temperature)
+        self._one_temperature = temperature
         if rule is not None and self._rules is None:
             self._rules = _Rules(*self.entropy.shape, self.device)
         if self._rules is not None:
@@ -106,8 +113,9 @@ class RunningTeca:
         Returns:
             (b,) entropies, nats.
         """
-        target = torch.zeros_like(rows)
-        _, entropy = logprobs_and_entropy(logits, target, temperature=self.temperature[rows], validate=False)
+        temperature = self.temperature[rows] if self._temperatures_differ else self._one_temperature or 1.0
+        target = self._targets[: len(rows)]
+        _, entropy = logprobs_and_entropy(logits, target, temperature=temperature, validate=False)
         entropy = entropy.float()
         self.entropy[rows, positions] = entropy
         if self._rules is not None:

@@ -113,20 +113,28 @@ class TecaProcessor(LogitsProcessor):
         if not any(slots):
             return logits
         teca, width = self.records.teca, self.records.teca.tail_width
-        table = []  # per row of the logits: row of the state, place, last tokens
+        rows, places, tails = [], [], []  # per row of the logits: row of the state, place, last tokens
         for request in slots:
             if request is None:
-                table.append([self.records.nobody, 0] + [NO_TOKEN] * width)
+                rows.append(self.records.nobody)
+                places.append(0)
+                tails += [NO_TOKEN] * width
                 continue
-            _, tokens = request.text()
+            tokens = request.text()[1]
             place = len(tokens)
             request.length = place + 1
-            last = tokens[-width:] if width else []
-            table.append([request.row, place] + [NO_TOKEN] * (width - len(last)) + last)
-        teca.make_room(1 + max(row[1] for row in table))
-        numbers = torch.tensor(table, pin_memory=self.pin and self.device.type != "cpu")
-        numbers = numbers.to(self.device, non_blocking=True)  # (count, 2 + width)
-        teca.step(logits, numbers[:, 0], numbers[:, 1], numbers[:, 2:])
+            rows.append(request.row)
+            places.append(place)
+            if width:
+                last = tokens[-width:]
+                tails += [NO_TOKEN] * (width - len(last)) + last
+        teca.make_room(1 + max(places))
+        # One copy to the device; an array becomes a tensor ten times as fast as lists of lists do.
+        numbers = torch.frombuffer(array("q", rows + places + tails), dtype=torch.long)
+        if self.pin and self.device.type != "cpu":
+            numbers = numbers.pin_memory()
+        numbers = numbers.to(self.device, non_blocking=True)
+        teca.step(logits, numbers[:count], numbers[count : 2 * count], numbers[2 * count :].view(count, width))
         return logits
 
     def take(self, keys: Sequence[Key]) -> list:
