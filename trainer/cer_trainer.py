@@ -26,6 +26,11 @@ scoring    From a pass of the policy. TRL makes one before the rewards are known
            model with another adapter.
 auto       rollout where it can be had, else scoring (tools, continuous batching, a server, other rollout_funcs).
 
+TRL's correction for vLLM (vllm_importance_sampling_correction, on by default) asks for the policy's log-probabilities
+of every rollout, for which TRL makes a pass. With TECA from decoding nothing else needs that pass; where each batch of
+rollouts serves one update the training forward has those log-probabilities, and the correction is computed there
+(trainer/sampling/importance_correction.py): the same loss without the pass.
+
 With `early_exit` a response is made to leave its thinking once its running TECA says that it has decided
 (trainer/sampling/early_exit.py). What it forces is masked from the loss as tool results are.
 
@@ -65,7 +70,7 @@ with vllm_support.trl_version_warnings_quiet():  # CERTrainer says once what was
     from trl.trainer.utils import pad
 
 from trainer.lm_head import add_fused_lm_head, evaluation_mode, has_auxiliary_loss
-from trainer.sampling import rollout_entropy, rollout_output
+from trainer.sampling import importance_correction, rollout_entropy, rollout_output
 from trainer.sampling.batch_teca import BatchTeca
 from trainer.sampling.early_exit import EarlyExit
 from trainer.sampling.generate_processor import recorded_generate
@@ -123,6 +128,7 @@ class CERTrainer(trl.GRPOTrainer):
         self._decoded: list[Decoded] | None = None  # of the rollouts in hand
         self._decoded_step = -1
         self._training_entropies: Tensor | None = None
+        self._uncorrected: dict | None = None  # the batch of a loss whose correction is still to be computed
         self._has_warned = False
         with _names_of_ours(self), vllm_support.trl_version_warnings_quiet():
             super().__init__(*args, **kwargs)
@@ -161,6 +167,18 @@ class CERTrainer(trl.GRPOTrainer):
         """Whether the engine is watched while it generates."""
         wanted = self.teca_source != "scoring" or self.early_exit is not None
         return wanted and self.rollout_func is None and self._no_entropies_from_rollout is None
+
+    @property
+    def _corrects_in_loss(self) -> bool:
+        """Whether vLLM's correction is computed from the training forward: its weights are those of the rollout."""
+        generate_every = self.args.steps_per_generation * self.num_iterations
+        return (
+            self.use_vllm
+            and self.args.vllm_importance_sampling_correction
+            and self.args.gradient_accumulation_steps % generate_every == 0
+            and self._records_rollout
+            and self.teca_source != "scoring"
+        )
 
     def _check_columns(self) -> None:
         evaluation = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"eval": self.eval_dataset}
@@ -263,7 +281,8 @@ class CERTrainer(trl.GRPOTrainer):
     def _generate_and_score_completions(self, inputs):
         num_iterations = self.num_iterations
         try:
-            output = super()._generate_and_score_completions(inputs)
+            with self._without_trls_correction():
+                output = super()._generate_and_score_completions(inputs)
         finally:
             self.num_iterations, self._completion_lengths = num_iterations, None
         if self._made_trl_score:
@@ -276,8 +295,19 @@ class CERTrainer(trl.GRPOTrainer):
             )
         return output
 
+    @contextmanager
+    def _without_trls_correction(self) -> Iterator[None]:
+        """Meanwhile TRL makes no pass for vLLM's correction, if the loss computes it."""
+        given = self.vllm_importance_sampling_correction
+        self.vllm_importance_sampling_correction = given and not self._corrects_in_loss
+        try:
+            yield
+        finally:
+            self.vllm_importance_sampling_correction = given
+
     def _compute_loss(self, model, inputs):
         self._training_entropies = None
+        self._uncorrected = inputs if self._corrects_in_loss else None
         loss = super()._compute_loss(model, inputs)
         # Later steps on the same rollouts have other weights.
         rollout = inputs.get(_ROLLOUT_ENTROPIES)
@@ -287,6 +317,27 @@ class CERTrainer(trl.GRPOTrainer):
             self._compare_entropies(rollout, self._training_entropies, mask)
         self._training_entropies = None
         return loss
+
+    def _correct(self, inputs: dict, logps: Tensor) -> None:
+        """Put vLLM's correction into the batch of a loss whose log-probabilities (B, C) are known now; log it."""
+        sampled = inputs["sampling_per_token_logps"]
+        mask = inputs["completion_mask"]
+        mask = mask if inputs.get("tool_mask") is None else mask * inputs["tool_mask"]
+        ratio = importance_correction.weights(
+            logps,
+            sampled,
+            mask,
+            mode=self.vllm_importance_sampling_mode,
+            low=self.vllm_importance_sampling_clip_min,
+            high=self.vllm_importance_sampling_clip_max,
+        )
+        inputs["importance_sampling_ratio"] = ratio
+        values = importance_correction.measurements(logps, sampled, mask, ratio)
+        values = self.accelerator.gather(values[None])  # (processes, 5)
+        reduced = [values[:, 0].mean(), values[:, 1].max(), values[:, 2].min(), values[:, 3].mean(), values[:, 4].max()]
+        mode = "train" if self.model.training else "eval"
+        for name, value in zip(importance_correction.MEASUREMENT_NAMES, reduced, strict=True):
+            self._metrics[mode][name].append(value.item())
 
     def _compare_entropies(self, rollout: Tensor, training: Tensor, mask: Tensor) -> None:
         """Log how far the entropies from decoding are from the training forward's; warn if rounding can't be why."""
@@ -382,6 +433,9 @@ class CERTrainer(trl.GRPOTrainer):
         if is_old_pass:
             self._keep_rollout_entropy(result[1], attention_mask[:, -logits_to_keep:])
         self._training_entropies = result[1]
+        uncorrected, self._uncorrected = self._uncorrected, None
+        if uncorrected is not None:
+            self._correct(uncorrected, result[0])
         return result
 
     def _keep_rollout_entropy(self, entropies: Tensor, mask: Tensor) -> None:

@@ -40,7 +40,7 @@ def arguments(path, **options) -> GRPOConfig:
         use_vllm=True,
         vllm_max_model_length=64,
         vllm_gpu_memory_utilization=0.1,
-        **{"max_steps": 2, "vllm_mode": "colocate", "vllm_importance_sampling_correction": False, **options},
+        **{"max_steps": 2, "vllm_mode": "colocate", **options},
     )
 
 
@@ -102,6 +102,8 @@ def test_new_weights_take_effect_and_no_pass_is_made(tuning, tied, tmp_path, tok
     assert passes == ["gradient", "gradient"]
     for entry in trainer.state.log_history[:2]:
         assert entry["teca/rollout_difference_max"] < 2e-5
+        assert entry["sampling/sampling_logp_difference/max"] < 1e-4
+        assert entry["sampling/importance_sampling_ratio/mean"] == pytest.approx(1.0, abs=1e-4)
         assert entry["grad_norm"] > 1e-3
     logprob_error, entropy_error = largest_differences(trainer, tokenizer)
     assert logprob_error < 1e-4
@@ -130,6 +132,25 @@ def largest_differences_from(model, trainer, tokenizer):
             logits = model(input_ids=torch.tensor([prompt + tokens])).logits[0, len(prompt) - 1 : -1]
         own = (logits / TEMPERATURE).log_softmax(-1).gather(-1, torch.tensor(tokens)[:, None])[:, 0]
         yield (own - torch.tensor([row[0] for row in drawn])).abs().max().item()
+
+
+def test_the_correction_in_the_loss_trains_as_trls_does(tmp_path, tokenizer, model_dir):
+    """Factors are held to a half, so that a loss without them would be another."""
+    half = {"vllm_importance_sampling_clip_max": 0.5, "vllm_importance_sampling_mode": "token_truncate"}
+    trained = {}
+    for source in ("rollout", "scoring"):
+        trainer, _ = train(model_dir, tmp_path, tokenizer, teca_source=source, **half)
+        assert trainer._corrects_in_loss == (source == "rollout")
+        for entry in trainer.state.log_history[:2]:
+            assert entry["sampling/importance_sampling_ratio/max"] == 0.5
+        trained[source] = trainer.state.log_history, {n: p.detach() for n, p in trainer.model.named_parameters()}
+        del trainer
+        gc.collect()
+    (ours, parameters), (theirs, expected) = trained["rollout"], trained["scoring"]
+    for name in ("loss", "grad_norm", "teca", "sampling/sampling_logp_difference/mean"):
+        assert [e[name] for e in ours[:2]] == pytest.approx([e[name] for e in theirs[:2]], rel=1e-3, abs=2e-6), name
+    for name, parameter in parameters.items():
+        torch.testing.assert_close(parameter, expected[name], rtol=0, atol=2e-4)  # Adam steps of 1e-2
 
 
 def test_exits_are_made_and_masked_and_scoring_still_works(tmp_path, tokenizer, model_dir):

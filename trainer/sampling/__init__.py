@@ -7,6 +7,7 @@ early_exit.py          the rule that ends a response's thinking when its running
 running_teca.py        entropies and the rule of many responses, in tensors on the engine's device
 batch_teca.py          the same for a batch decoded together; generate_processor.py: in generate of transformers
 rollout_entropy.py     entropies from decoding as training needs them, and how far they are from the training forward's
+importance_correction.py  TRL's correction for the engine that samples, out of the training forward
 vllm_support.py        which vLLM there is; what is set before it is imported
 vllm_generation.py     TRL's vLLM rollouts with entropies and early exits; cpu_weights.py: its weights on a CPU
 teca_processor.py      vLLM's logits processor and worker extension; teca_processor_v2.py for its second model runner
