@@ -167,15 +167,16 @@ def test_several_runs_get_a_colour_each_and_a_row_per_method(tmp_path):
     assert len({line.get_color() for line in panels[0].lines}) == 2
 
 
-def test_case_has_entropy_and_teca_on_their_own_axes():
+def test_case_has_entropy_and_teca_on_one_scale():
     record = make_record("p", entropies=[1.0, 3.0, 0.5])
     with style.style():
         made = case([("before", record), ("after", make_record("p", entropies=[0.2]))])
-    left, _, right, _ = made.axes
+    left, below = made.axes
     bars = left.collections[0].get_segments()
     assert [segment[1].tolist() for segment in bars] == [[1, 1.0], [2, 3.0], [3, 0.5]]
-    assert right.lines[0].get_xdata().tolist() == [1, 2, 3]
-    assert right.lines[0].get_ydata() == pytest.approx([1.0, 2.0, 1.5])
+    assert left.lines[0].get_xdata().tolist() == [1, 2, 3]
+    assert left.lines[0].get_ydata() == pytest.approx([1.0, 2.0, 1.5])
+    assert left.get_ylim() == below.get_ylim() == pytest.approx((0, 1.05 * 3))
     assert left.get_title(loc="left") == "before: 3 tokens, right, last TECA 1.500"
 
 
@@ -207,8 +208,22 @@ def test_training_curves_draw_the_log_and_name_what_it_lacks():
     assert (alarm.get_xdata(), alarm.get_ydata()) == ([7], pytest.approx([0.465]))
     second, _ = training([("b", training_log(3))], order=["a", "b"])
     assert second.axes[0].lines[0].get_color() == style.COLOURS[1]
+    third, _ = training([("b, training", training_log(3))], order=["a", "b", "b, training"])
+    assert third.axes[0].lines[0].get_color() == style.COLOURS[1]
     with pytest.raises(ValueError, match="the log holds none of"):
         training([("run", [{"step": 1, "loss": 0.5}])])
+
+
+def test_ticks_are_whole_steps_and_a_long_legend_stays_inside_the_figure():
+    logs = [(f"a reward of some length, seed {i}", training_log(9)) for i in range(6)]
+    with style.style():
+        made, _ = training(logs)
+        made.draw_without_rendering()
+    assert all(tick == int(tick) for axis in made.axes for tick in axis.get_xticks())
+    (legend,) = made.legends
+    box, whole = legend.get_window_extent(), made.bbox
+    assert whole.x0 <= box.x0
+    assert box.x1 <= whole.x1
 
 
 def test_style_does_not_outlive_its_block():

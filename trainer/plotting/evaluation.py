@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from trainer.plotting.curves import GRID, Series, mean_curve
-from trainer.plotting.style import COLOURS, RIGHT, WRONG, figure, label, panel_titles
+from trainer.plotting.style import COLOURS, RIGHT, WRONG, figure, label, legend_below, panel_titles
 from trainer.records.names import benchmarks_in_order, title
 
 _PERCENT = 100 * GRID
@@ -34,14 +34,11 @@ class _Layout:
 
     def legend(self) -> None:
         """One legend for all panels: below several, inside a lone one."""
-        found = {}
-        for axis in self.axes:
-            found |= {text: handle for handle, text in zip(*axis.get_legend_handles_labels(), strict=True)}
-        if len(self.axes) > 1 or len(found) > 3:
-            where = "outside lower center"
-            self.figure.legend(found.values(), found.keys(), loc=where, ncols=min(len(found), 5))
-        elif len(found) > 1:
-            self.axes[0].legend(found.values(), found.keys())
+        names = {name for axis in self.axes for name in axis.get_legend_handles_labels()[1]}
+        if len(self.axes) > 1 or len(names) > 3:
+            legend_below(self.figure, self.axes)
+        elif len(names) > 1:
+            self.axes[0].legend()
 
 
 def _layout(series: list[Series]) -> _Layout:

@@ -5,14 +5,16 @@ In: figures. Out: files. No state is left behind: the style is a context, and no
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import matplotlib
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
+from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 FORMATS = ("png", "svg", "pdf")
@@ -87,3 +89,20 @@ def label(text: str, limit: int = 40) -> str:
 def panel_titles(axes, titles: list[str]) -> None:
     for axis, title in zip(axes, titles, strict=True):
         axis.set_title(label(title, 60), loc="left", fontweight="bold")
+
+
+def whole_steps(axis: Axes) -> None:
+    """Ticks at whole numbers: there is no step or token 2.5."""
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins="auto"))
+
+
+def legend_below(made: Figure, axes: Iterable[Axes]) -> None:
+    """One legend of all that the axes name, below the figure, in as many columns as its width holds."""
+    found = {}
+    for axis in axes:
+        found |= {text: handle for handle, text in zip(*axis.get_legend_handles_labels(), strict=True)}
+    if not found:
+        return
+    entry_inches = 0.065 * max(len(text) for text in found) + 0.6  # DejaVu Sans at the legend's 7.5 points
+    columns = max(1, min(len(found), int(made.get_figwidth() / entry_inches)))
+    made.legend(found.values(), found.keys(), loc="outside lower center", ncols=columns)

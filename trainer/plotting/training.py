@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from trainer.plotting.style import COLOURS, figure, label
+from trainer.plotting.style import COLOURS, figure, label, legend_below, whole_steps
 
 _ALARM = "padding_alarm"
 _ALARM_NAME = "alarm: TECA falls, length rises"
@@ -69,7 +69,8 @@ def training(
 
     Args:
         logs: name and log of each run.
-        order: names in the order that gives the colours, so that a run has the colour of its evaluation; default: logs.
+        order: names in the order that gives the colours, so that a run has the colour of its evaluation, also where it
+            is called "NAME, training" beside the evaluation NAME; default: logs.
         panels: the quantities.
 
     Returns:
@@ -91,24 +92,27 @@ def training(
     for index, panel in enumerate(shown):
         axis = made.add_subplot(rows, columns, index + 1)
         for name, log in logs:
-            _draw(axis, panel, log, COLOURS[order.index(name) % len(COLOURS)], label(name), window)
+            _draw(axis, panel, log, _colour(name, order), label(name), window)
         axis.set_title(panel.title, loc="left", fontweight="bold")
         axis.set_ylabel(panel.unit)
         axis.margins(x=0.02)
+        whole_steps(axis)
         if panel.names[0].startswith("completions/"):
             axis.set_ylim(bottom=0)
         if panel.percent:
             axis.yaxis.set_major_formatter(lambda share, _: f"{100 * share:.3g}%")
-        if index + columns >= len(shown):
-            axis.set_xlabel("step")
-    found = {}
-    for axis in made.axes:
-        found |= {text: handle for handle, text in zip(*axis.get_legend_handles_labels(), strict=True)}
-    if len(found) > 1:
-        made.legend(found.values(), found.keys(), loc="outside upper right", ncols=min(len(found), 5))
+        axis.set_xlabel("step")
+    names = {name for axis in made.axes for name in axis.get_legend_handles_labels()[1]}
+    if len(names) > 1:
+        legend_below(made, made.axes)
     if window > 1:
         made.supxlabel(f"thin: as logged; thick: mean over {window} neighbours", x=0.995, ha="right", size=6.5)
     return made, absent
+
+
+def _colour(name: str, order: list[str]) -> str:
+    evaluated = name.removesuffix(", training")
+    return COLOURS[order.index(evaluated if evaluated in order else name) % len(COLOURS)]
 
 
 def _draw(axis: Axes, panel: Panel, log: list[dict], colour: str, name: str, window: int) -> None:
