@@ -23,6 +23,7 @@ Rules where notation leaves a choice:
 
 import re
 from collections.abc import Callable
+from decimal import Decimal
 from itertools import pairwise
 
 from trainer.grading.exact import approximate, evaluate, expand
@@ -44,6 +45,7 @@ from trainer.grading.structure import (
 
 Judge = Callable[..., bool]  # (gold, answer, *, imaginary) -> equal
 
+_PLAIN_NUMBER = re.compile(r"-?[0-9]{1,100}(?:\.[0-9]{1,100})?")
 _THOUSANDS = re.compile(r"[0-9],[0-9]{3}")
 _CHOICE = re.compile(r"\(?([A-J])\)?")
 _CHOSEN = re.compile(r"(?:(?:option|choice|answer)\s*)?\(?([A-Ja-j])(?:\)|[.:]|$)")
@@ -62,6 +64,8 @@ def equivalent(gold: str, answer: str, judge: Judge) -> bool:
         return False
     if gold == answer:
         return True
+    if _PLAIN_NUMBER.fullmatch(gold) and _PLAIN_NUMBER.fullmatch(answer):
+        return Decimal(gold) == Decimal(answer)  # nearly always
     if nesting(gold) > MAX_DEPTH or nesting(answer) > MAX_DEPTH:
         return False
     comparison = _Comparison(judge, imaginary=_i_is_imaginary(gold, answer))

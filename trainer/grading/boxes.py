@@ -37,11 +37,14 @@ def last_box(text: str) -> tuple[int, str] | None:
     """Returns (where it starts, its content) of the box that opens last among those that hold an answer, or None."""
     if "\\" not in text:
         return None
-    last = max(text.rfind(r"\boxed"), text.rfind(r"\fbox"), text.rfind(r"\framebox"))
-    if last < 0:
+    last = text.rfind(r"\boxed")
+    behind = last + 1
+    others = text.find(r"\fbox", behind) >= 0 or text.find(r"\framebox", behind) >= 0
+    if last < 0 and not others:
         return None
-    if (box := _BOX.match(text, last)) and (content := _braced(text, box.end())) and not is_placeholder(content):
-        return box.end(), content  # nearly always
+    end = last + len(r"\boxed")
+    if not others and text.startswith("{", end) and (content := _braced(text, end)) and not is_placeholder(content):
+        return end, content  # nearly always
     best: tuple[int, str] | None = None
     open_groups: list[int | None] = []  # where a box's content starts; None for a plain group
     for token in _BOX_OR_BRACE.finditer(text):
@@ -69,6 +72,12 @@ def _braced(text: str, start: int) -> str | None:
         first = opening.end()
     else:
         return None
+    end = text.find("}", first, first + MAX_ANSWER_CHARS)
+    if end < 0:
+        return None
+    inside = text[first:end]
+    if not ("{" in inside or "\\" in inside):
+        return inside.strip()
     depth = 1
     for token in _ESCAPE_OR_BRACE.finditer(text, first, first + MAX_ANSWER_CHARS):
         depth += {"{": 1, "}": -1}.get(token[0], 0)

@@ -25,6 +25,7 @@ MAX_CHARS = 1000
 MAX_DEPTH = 32
 
 _NUMBER = re.compile(r"(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]{1,4}(?![0-9]))?")
+_PLAIN_NUMBER = re.compile(r"-?[0-9]+(?:\.[0-9]+)?")
 _REPEATING = re.compile(r"([0-9]*)\.([0-9]*)\\overline\{([0-9]+)\}")
 _SPACED_MIXED = re.compile(r"(-?)\s*([0-9]+)\s+([0-9]+)\s*/\s*([0-9]+)")
 _VARIABLE = re.compile(r"[A-Za-z](?:_(?:\{[A-Za-z0-9]{1,3}\}|[A-Za-z0-9]))?(?!')")
@@ -39,6 +40,8 @@ def evaluate(text: str) -> Fraction | None:
     """Returns the exact rational value of `text`, or None if it has none that can be read off safely."""
     if len(text) > MAX_CHARS:
         return None
+    if _PLAIN_NUMBER.fullmatch(text):  # nearly always
+        return Fraction(text)
     try:
         return _mixed(text) or _Reader(text).read()
     except (NotExact, ZeroDivisionError):
@@ -112,13 +115,14 @@ class _Reader:
         return value
 
     def peek(self) -> str:
-        while self.position < len(self.text) and self.text[self.position] == " ":
-            self.position += 1
-        return self.text[self.position : self.position + 1]
+        text, position = self.text, self.position
+        while (head := text[position : position + 1]) == " ":
+            position += 1
+        self.position = position
+        return head
 
     def take(self, literal: str) -> bool:
-        self.peek()
-        if self.text.startswith(literal, self.position):
+        if self.peek() == literal[0] and self.text.startswith(literal, self.position):
             self.position += len(literal)
             return True
         return False

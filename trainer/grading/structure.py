@@ -26,6 +26,7 @@ MAX_DEPTH = 32
 MAX_ITEMS = 64
 
 OPENING, CLOSING = "([{" + TEXT_OPEN, ")]}" + TEXT_CLOSE
+_ANY_BRACKET = re.compile(f"[{re.escape(OPENING + CLOSING)}]")
 RELATION = re.compile(r"(\\(?:le|ge|ne|approx)(?![A-Za-z])|<|>|=)")
 
 _CONJUNCTION = re.compile(rf"(?:,\s*)?{TEXT_OPEN}\s*,?\s*(or|and)\s*{TEXT_CLOSE}")
@@ -81,8 +82,8 @@ Answer = Scalar | Sequence | Matrix
 def nesting(text: str) -> int:
     """How deep brackets go."""
     deepest = depth = 0
-    for character in text:
-        depth += (character in OPENING) - (character in CLOSING)
+    for bracket in _ANY_BRACKET.findall(text):
+        depth += 1 if bracket in OPENING else -1
         deepest = max(deepest, abs(depth))
     return deepest
 
@@ -253,12 +254,13 @@ def _read_scalar(text: str) -> Scalar:
     value = evaluate(text)
     if value is not None:
         return Scalar(text, value)
+    evaluated = text
     if _WORDS_ONLY.fullmatch(text) and (spelled := spell_in_digits(without_marks(text))):
         text = spelled
     core, unit, factor = read_unit(text)
     if based := _BASE.fullmatch(core):
         core, unit = based[1], f"base {based[2]}"
-    value = evaluate(core)
+    value = evaluate(core) if core != evaluated else None
     if value is not None:
         value *= factor
     elif factor != 1 or _PROSE.search(core):
