@@ -95,7 +95,7 @@ def head_gradients(
     """What the rows, with statistics (3, n) and upstream gradients (n,), add to each gradient through `weight`.
 
     `alive` (n,): where rows that add nothing are among these (CUDA), which do; their hidden states may be NaN. None:
-    all. Accumulated in float32 (float64); grad_weight is rounded to its dtype at the end.
+    all. Accumulated in float32 (float64); grad_weight is rounded to its dtype once, tile by tile of its rows.
     """
     dtype = ops.real_dtype(hidden.dtype)
     n, width = hidden.shape
@@ -111,10 +111,11 @@ def head_gradients(
     factor = matrices.hidden  # of dlogits^T in grad_weight: zero times NaN would be NaN
     if needed.weight and alive is not None:
         factor = factor.masked_fill(~alive[:, None], 0.0)
+    keeps = matrices.keeps_dlogits
     for columns in matrices.tiling.column_tiles(vocabulary):
         for part in matrices.tiling.row_tiles(n):
             tile = matrices.logits_tile(part, columns)
-            dlogits = matrices.dlogits_tile(tile)
+            dlogits = matrices.kept_dlogits(part, columns) if keeps else matrices.dlogits_tile(tile)
             ops.grad_tile(
                 tile,
                 rows.target[part],
@@ -125,14 +126,21 @@ def head_gradients(
                 dlogits,
                 first_column=first_column + columns.start,
             )
+            if needed.bias:
+                grad_bias[columns] += dlogits.sum(0, dtype=dtype)
+            if keeps:
+                continue
             if needed.hidden:
                 weight_tile = matrices.weight_tile(columns)
                 matrices.multiply(dlogits, weight_tile, grad_hidden[part], accumulate=columns.start > 0)
             if needed.weight:
                 out = matrices.grad_weight_tile(grad_weight, columns)
                 matrices.multiply(dlogits.T, factor[part], out, accumulate=part.start > 0)
-            if needed.bias:
-                grad_bias[columns] += dlogits.sum(0, dtype=dtype)
-        if needed.weight and grad_weight.dtype != dtype:
+        if keeps:
+            dlogits = matrices.kept_dlogits(slice(0, n), columns)
+            if needed.hidden:
+                matrices.multiply(dlogits, matrices.weight_tile(columns), grad_hidden, accumulate=columns.start > 0)
+            matrices.multiply(dlogits.T, factor, grad_weight[columns], accumulate=False)
+        elif needed.weight and grad_weight.dtype != dtype:
             grad_weight[columns].copy_(matrices.grad_weight_tile(grad_weight, columns))
     return Gradients(grad_hidden, grad_weight, grad_bias)

@@ -127,6 +127,24 @@ class Extras(NamedTuple):
     low_dlogits: bool = False  # dlogits of a tile in the dtype of the inputs
     weight_grad: bool = False  # of the columns of a tile, in float32
     low_product: bool = False  # grad_weight of the columns of a tile in the dtype of the inputs
+    kept_dlogits: bool = False  # of all rows, not of a tile's alone, in the dtype of the inputs
+
+
+def kept_dlogits_bytes(rows: int, vocabulary: int, width: int) -> int:
+    """What dlogits of all `rows` in 16 bits take of the workspace: all beyond the float32 sums that they spare."""
+    return max(0, 2 * rows * vocabulary - 4 * vocabulary * width)
+
+
+def keeps_dlogits(rows: int, vocabulary: int, width: int, *, workspace_bytes: int, whole_rows: bool) -> bool:
+    """Whether dlogits of all `rows` are kept in 16 bits, so that grad_weight is one product and no float32 sum.
+
+    Of whole rows: where float32 logits of 128 rows fit beside them. Of a tile's columns: where 256 columns of them take
+    no more than half of the workspace that holds them. `workspace_bytes` 0: the CPU's default.
+    """
+    if whole_rows:
+        taken = kept_dlogits_bytes(rows, vocabulary, width)
+        return not taken or taken + 4 * 128 * vocabulary <= (workspace_bytes or WHOLE_ROW_WORKSPACE_BYTES["cpu"])
+    return 2 * rows * 256 <= (workspace_bytes or DEFAULT_WORKSPACE_BYTES["cpu"]) // 2
 
 
 def plan_head(
@@ -149,11 +167,16 @@ def plan_head(
     size, low_size = real.itemsize, hidden.dtype.itemsize if extras.low_dlogits else 0
     bytes_per_column = width * size * (extras.weight_copy + extras.weight_grad)
     bytes_per_column += width * hidden.dtype.itemsize * extras.low_product
+    if extras.kept_dlogits and not whole_rows:
+        bytes_per_column += rows * hidden.dtype.itemsize
     if whole_rows:
+        workspace_bytes = workspace_bytes or WHOLE_ROW_WORKSPACE_BYTES[device]
+        if extras.kept_dlogits:
+            workspace_bytes -= kept_dlogits_bytes(rows, vocabulary, width)
         return plan_whole_rows(
             rows,
             vocabulary,
-            workspace_bytes=workspace_bytes or WHOLE_ROW_WORKSPACE_BYTES[device],
+            workspace_bytes=workspace_bytes,
             bytes_per_logit=size,
             bytes_per_tile_logit=low_size,
             bytes_per_column=bytes_per_column,

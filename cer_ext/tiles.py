@@ -5,11 +5,13 @@ In: hidden (n, D), weight (V, D), a number of bytes. Out: tiles of hidden weight
 
 Logits are float32 accumulators in every case. On CUDA the GEMM of bfloat16 and float16 runs on the inputs with float32
 output. On CPU torch has no such GEMM. Where the processor multiplies bfloat16, bfloat16 logits are made by one of our
-own (ops.head_tile); dlogits are rounded to bfloat16, as on CUDA, and multiplied by torch's bfloat16 GEMM, which rounds
-each tile's product before it is added in float32. What that costs is held below 3e-3 of the gradients' norm, and below
-what peers lose that round the logits too (tests/cer_ext/test_head_tile.py). Everything else in low precision is
-multiplied as float32 copies: float16, a weight whose rows are not contiguous, any other processor. float32 GEMMs follow
-torch's own setting (torch.backends.cuda.matmul.allow_tf32 and its successors): with TF32 on, logits carry its rounding.
+own (ops.head_tile); dlogits are rounded to bfloat16, as on CUDA, and multiplied by torch's bfloat16 GEMM, which sums in
+float32 and rounds its result. For a trained weight dlogits of all rows are kept where memory allows it, so that a
+product is one sum and is rounded once; else each tile's product is rounded before it is added in float32. What that
+costs is held below 3e-3 of the gradients' norm, and below what peers lose that round the logits too
+(tests/cer_ext/test_head_tile.py). Everything else in low precision is multiplied as float32 copies: float16, a weight
+whose rows are not contiguous, any other processor. float32 GEMMs follow torch's own setting
+(torch.backends.cuda.matmul.allow_tf32 and its successors): with TF32 on, logits carry its rounding.
 """
 
 from __future__ import annotations
@@ -21,13 +23,21 @@ import torch
 from torch import Tensor
 
 from cer_ext import ops
-from cer_ext.tile_plan import Extras, Tiling, plan_head
+from cer_ext.tile_plan import Extras, Tiling, keeps_dlogits, plan_head
+
+ROW_ALIGNMENT = 32  # elements between the rows of kept dlogits: 64 bytes
 
 
 def multiplies_bfloat16(hidden: Tensor, weight: Tensor) -> bool:
     """Whether ops.head_tile makes their logits: bfloat16, a CPU that multiplies it, a weight with contiguous rows."""
     on_cpu = hidden.device.type == "cpu" and hidden.dtype == torch.bfloat16
     return on_cpu and weight.stride(1) == 1 and ops.has_head_tile()
+
+
+def keeps(hidden: Tensor, vocabulary: int, workspace_bytes: int, whole_rows: bool) -> bool:
+    """Whether dlogits of all of hidden (n, D) are kept in bfloat16, for a trained weight that is multiplied in it."""
+    rows, width = hidden.shape
+    return keeps_dlogits(rows, vocabulary, width, workspace_bytes=workspace_bytes, whole_rows=whole_rows)
 
 
 class Plan(NamedTuple):
@@ -47,7 +57,7 @@ class Plan(NamedTuple):
         workspace_bytes: int,  # 0: the device's default
         *,
         backward: bool,
-        weight_grad: bool,
+        weight_grad: bool,  # with whole rows in float32 it accumulates over row tiles, not in the workspace
         whole_rows: bool = False,
         vocabulary: int | None = None,
         row_unit: int = 1,
@@ -56,15 +66,19 @@ class Plan(NamedTuple):
         low = hidden.dtype != ops.real_dtype(hidden.dtype)
         own_product = low and multiplies_bfloat16(hidden, weight)
         upcasts = low and hidden.device.type == "cpu" and not own_product
+        vocabulary = weight.shape[0] if vocabulary is None else vocabulary
+        kept = own_product and weight_grad and keeps(hidden, vocabulary, workspace_bytes, whole_rows)
         extras = Extras(
             weight_copy=upcasts,
-            low_dlogits=low and not upcasts and backward,
-            weight_grad=low and weight_grad,  # it accumulates in float32, then rounds into the output
-            low_product=own_product and backward,
+            low_dlogits=low and not upcasts and backward and not kept,
+            # It accumulates in float32, then rounds into the output.
+            weight_grad=low and weight_grad and not kept and not whole_rows,
+            low_product=own_product and backward and not kept,
+            kept_dlogits=kept,
         )
         tiling = plan_head(
             hidden,
-            weight.shape[0] if vocabulary is None else vocabulary,
+            vocabulary,
             real=ops.real_dtype(hidden.dtype),
             workspace_bytes=workspace_bytes,
             extras=extras,
@@ -89,6 +103,7 @@ class Matrices:
         self.mixed = hidden.dtype != self.real and not self.upcasts  # low-precision operands, float32 result
         self.tiling = plan.tiling
         self.weight = weight
+        self.rows = hidden.shape[0]
         self._given = hidden
         self._whole_rows = plan.whole_rows
         (vocabulary, width), device, extras = weight.shape, hidden.device, plan.extras
@@ -99,8 +114,15 @@ class Matrices:
         self._converted: slice | None = None  # the columns whose copy is in _weight
         self._packed = self._pack() if plan.own_product else None
         self._grad = torch.empty((cols, width), dtype=self.real, device=device) if extras.weight_grad else None
-        # A tile's share of grad_weight, or of grad_hidden, before it is added.
-        self._product = torch.empty(max(cols, tile_rows) * width, dtype=hidden.dtype) if extras.low_product else None
+        self.keeps_dlogits = extras.kept_dlogits
+        if extras.kept_dlogits:
+            stride = -(-(vocabulary if plan.whole_rows else cols) // ROW_ALIGNMENT) * ROW_ALIGNMENT
+            self._kept = torch.empty((self.rows, stride), dtype=hidden.dtype)
+        else:
+            self._kept = None
+        # A product in low precision, before it is added: to grad_hidden, or of a tile to grad_weight.
+        size = max(cols, tile_rows) if extras.low_product else self.rows if extras.kept_dlogits else 0
+        self._product = torch.empty(size * width, dtype=hidden.dtype) if size else None
 
     def _pack(self) -> Tensor:
         """hidden as ops.head_tile reads it, each row tile packed by itself: (n, D rounded up to even)."""
@@ -144,6 +166,12 @@ class Matrices:
     def dlogits_tile(self, logits_tile: Tensor) -> Tensor:
         """Where dlogits of a tile go: its own memory, or a low-precision buffer that the next GEMMs can read."""
         return logits_tile if self._dlogits is None else self._dlogits[: logits_tile.numel()].view(logits_tile.shape)
+
+    def kept_dlogits(self, rows: slice, columns: slice) -> Tensor:
+        """Where dlogits of some of all rows are kept (keeps_dlogits), (rows, cols): those of all columns of a plan of
+        whole rows, those of a tile's columns else."""
+        assert self._kept is not None
+        return self._kept[rows, columns if self._whole_rows else slice(0, columns.stop - columns.start)]
 
     def grad_weight_tile(self, grad_weight: Tensor, columns: slice) -> Tensor:
         """Where grad_weight[columns] accumulates."""
