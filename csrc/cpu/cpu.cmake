@@ -1,6 +1,6 @@
 # The library cer_cpu: the kernels once per instruction set, everything else once without architecture flags.
 # Which set runs is chosen at load time (dispatch.cpp).
-include(CheckCXXCompilerFlag)
+include(CheckCXXSourceCompiles)
 
 set(cpu_dir "${CMAKE_CURRENT_LIST_DIR}")
 add_library(cer_cpu STATIC
@@ -19,12 +19,24 @@ function(add_isa name)
   target_compile_definitions(cer_cpu PRIVATE CER_HAS_ISA_${name})
 endfunction()
 
+# An instruction set that this compiler does not know is left out: dispatch.cpp lists those that are there.
+function(add_isa_if_known name)
+  string(JOIN " " flags ${ARGN})
+  set(CMAKE_REQUIRED_FLAGS "${flags}")
+  check_cxx_source_compiles("int main() { return 0; }" CER_COMPILES_${name})
+  if(CER_COMPILES_${name})
+    add_isa(${name} ${ARGN})
+  else()
+    message(STATUS "cer_ext: this compiler does not know ${flags}: no kernels for ${name}")
+  endif()
+endfunction()
+
 add_isa(baseline)
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64)$")
-  add_isa(avx2 -march=x86-64-v3)
-  add_isa(avx512 -march=x86-64-v4)
-  add_isa(avx512bf16 -march=x86-64-v4 -mavx512bf16)
-  add_isa(amxbf16 -march=x86-64-v4 -mavx512bf16 -mamx-tile -mamx-bf16)
+  add_isa_if_known(avx2 -march=x86-64-v3)
+  add_isa_if_known(avx512 -march=x86-64-v4)
+  add_isa_if_known(avx512bf16 -march=x86-64-v4 -mavx512bf16)
+  add_isa_if_known(amxbf16 -march=x86-64-v4 -mavx512bf16 -mamx-tile -mamx-bf16)
 endif()
 
 target_include_directories(cer_cpu PUBLIC "${cpu_dir}/..")

@@ -7,6 +7,7 @@
 //                                                          -DCER_ISA=avx512      -march=x86-64-v4
 //                                                          -DCER_ISA=avx512bf16  -march=x86-64-v4 -mavx512bf16
 //                                                          -DCER_ISA=amxbf16     the same and -mamx-tile -mamx-bf16
+//   dispatch.cpp itself: -DCER_HAS_ISA_<name> for every one of these that the compiler knew
 #include "cpu/dispatch.h"
 
 #include <atomic>
@@ -24,8 +25,9 @@ namespace cer::cpu {
 namespace {
 
 #if defined(__x86_64__)
+// Each is asked only where the compiler knew the set ([[maybe_unused]]).
 // __builtin_cpu_supports asks the operating system too (XGETBV); it does not know every part of x86-64-v3 by name.
-bool runs_avx2() {
+[[maybe_unused]] bool runs_avx2() {
   if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return false;
   if (!__builtin_cpu_supports("bmi") || !__builtin_cpu_supports("bmi2")) return false;
   unsigned a = 0, b = 0, c = 0, d = 0;
@@ -33,16 +35,16 @@ bool runs_avx2() {
   return __get_cpuid(0x80000001, &a, &b, &c, &d) && (c & bit_LZCNT);
 }
 
-bool runs_avx512() {
+[[maybe_unused]] bool runs_avx512() {
   return runs_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
 
-bool runs_avx512bf16() { return runs_avx512() && __builtin_cpu_supports("avx512bf16"); }
+[[maybe_unused]] bool runs_avx512bf16() { return runs_avx512() && __builtin_cpu_supports("avx512bf16"); }
 
 // Matrix tiles are 8 KiB of state a thread: Linux gives them to a process that asks (Documentation/arch/x86/xstate.rst), for
 // all of its threads. A kernel that knows no tiles, or a sandbox that refuses, answers with an error.
-bool runs_amxbf16() {
+[[maybe_unused]] bool runs_amxbf16() {
 #if defined(__linux__)
   constexpr unsigned kBf16 = 1u << 22, kTile = 1u << 24;  // CPUID leaf 7, EDX
   unsigned a = 0, b = 0, c = 0, d = 0;
@@ -59,10 +61,18 @@ std::vector<const IsaKernels*> runnable() {
   std::vector<const IsaKernels*> found{&baseline::kernels};
 #if defined(__x86_64__)
   __builtin_cpu_init();
+#if defined(CER_HAS_ISA_avx2)
   if (runs_avx2()) found.push_back(&avx2::kernels);
+#endif
+#if defined(CER_HAS_ISA_avx512)
   if (runs_avx512()) found.push_back(&avx512::kernels);
+#endif
+#if defined(CER_HAS_ISA_avx512bf16)
   if (runs_avx512bf16()) found.push_back(&avx512bf16::kernels);
+#endif
+#if defined(CER_HAS_ISA_amxbf16)
   if (runs_amxbf16()) found.push_back(&amxbf16::kernels);
+#endif
 #endif
   return found;
 }
@@ -83,12 +93,21 @@ const IsaKernels& active_kernels() {
 }
 
 std::vector<std::string> compiled_isas() {
-#if defined(__x86_64__)
-  return {baseline::kernels.name, avx2::kernels.name, avx512::kernels.name, avx512bf16::kernels.name,
-          amxbf16::kernels.name};
-#else
-  return {baseline::kernels.name};
+  return {
+      baseline::kernels.name,
+#if defined(CER_HAS_ISA_avx2)
+      avx2::kernels.name,
 #endif
+#if defined(CER_HAS_ISA_avx512)
+      avx512::kernels.name,
+#endif
+#if defined(CER_HAS_ISA_avx512bf16)
+      avx512bf16::kernels.name,
+#endif
+#if defined(CER_HAS_ISA_amxbf16)
+      amxbf16::kernels.name,
+#endif
+  };
 }
 
 std::vector<std::string> runnable_isas() {
