@@ -53,17 +53,22 @@ def check_same_device(name: str, tensor: Tensor, other_name: str, other: Tensor)
         raise ValueError(f"{name}: expected on {other.device} like {other_name}, got on {tensor.device}")
 
 
-def check_target(target: Any, shape: torch.Size, source_name: str, source: Tensor) -> Tensor:
-    """Token indices as int64, of the shape that is left of `source` without its last dimension."""
+def check_target(
+    target: Any, shape: torch.Size, source_name: str, source: Tensor, several_targets: bool = False
+) -> Tensor:
+    """Token indices as int64, of the shape that is left of `source` without its last dimension; with `several_targets`
+    also that shape and one dimension more, (..., K)."""
     target = as_tensor("target", target)
     if target.dtype != torch.int64:
         if target.dtype != torch.int32:
             raise TypeError(f"target: expected torch.int64 (or torch.int32), got {target.dtype}")
         target = target.long()
-    if target.shape != shape:
+    several = several_targets and target.dim() == len(shape) + 1 and target.shape[-1] > 0
+    if (target.shape[:-1] if several else target.shape) != shape:
+        more = f" (or {(*shape, 'K')}, several a row, K >= 1)" if several_targets else ""
         raise ValueError(
-            f"target: expected shape {tuple(shape)}, that of {source_name} {tuple(source.shape)} without its last "
-            f"dimension, got {tuple(target.shape)}"
+            f"target: expected shape {tuple(shape)}{more}, that of {source_name} {tuple(source.shape)} without its "
+            f"last dimension, got {tuple(target.shape)}"
         )
     check_same_device("target", target, source_name, source)
     return target
@@ -221,9 +226,10 @@ def check_head(
     ignore_index: Any,
     workspace_bytes: Any,
     validate: Any,
-    group: ProcessGroup | None,
-    vocabulary: Any,
-    split_tokens: Any,
+    group: ProcessGroup | None = None,
+    vocabulary: Any = None,
+    split_tokens: Any = False,
+    several_targets: bool = False,
 ) -> Head:
     """The arguments that every function of a linear head shares, cast as autocast would."""
     hidden = as_tensor("hidden", hidden)
@@ -257,7 +263,7 @@ def check_head(
             raise ValueError(f"bias: expected shape (V,) = {tuple(weight.shape[:1])}, got {tuple(bias.shape)}")
         check_same_device("bias", bias, "hidden", hidden)
     shape = full_shape[:-1]
-    target = check_target(target, shape, "hidden", hidden)
+    target = check_target(target, shape, "hidden", hidden, several_targets)
     per_row, temperature_all = check_temperature(temperature, shape, "hidden", hidden)
     workspace = 0  # the device's default
     if workspace_bytes is not None:

@@ -34,6 +34,7 @@ from cer_ext.custom_op import (
 from cer_ext.head_passes import Needed, fold_head, head_gradients, no_gradients
 from cer_ext.options import ShardedHeadOptions
 from cer_ext.rows import Rows, alive_rows, check_target_values
+from cer_ext.target_statistics import run_targets
 from cer_ext.transform import Transform, inverse_temperature
 
 if TYPE_CHECKING:
@@ -334,9 +335,11 @@ def linear_logprobs_and_entropy(
     Args:
         hidden: (..., D), float32, bfloat16, float16 or float64, any strides.
         weight: (V, D), of the same dtype and device, any strides; V >= 1.
-        target: (...), int64 (int32 is cast), token indices in [0, V), or `ignore_index`.
+        target: (...), int64 (int32 is cast), token indices in [0, V), or `ignore_index`. Or (..., K), several targets
+            a row, where no group is given: logprobs is then (..., K), the rest (...); details in
+            :func:`linear_target_statistics`.
         bias: None, or (V,) of the same dtype and device.
-        temperature: T, a positive finite number, or a floating point tensor like `target` with one per row.
+        temperature: T, a positive finite number, or a floating point tensor (...) with one per row.
         logit_scale: factor on the logits before the cap.
         softcap: None, or the positive bound that tanh holds the logits to (Gemma's final_logit_softcapping).
         ignore_index: rows with this target give 0 in every output and no gradient, whatever they hold.
@@ -361,8 +364,8 @@ def linear_logprobs_and_entropy(
     CUDA follow torch's own TF32 setting.
 
     Returns:
-        (logprobs, entropy), or (logprobs, entropy, lse): tensors of target's shape in nats, float32 (float64 for
-        float64 inputs).
+        (logprobs, entropy), or (logprobs, entropy, lse): tensors of target's shape (entropy and lse: of one target's)
+        in nats, float32 (float64 for float64 inputs).
 
     Raises:
         TypeError: an argument of the wrong type or dtype.
@@ -394,9 +397,14 @@ def linear_logprobs_and_entropy(
         group=group,
         vocabulary=vocabulary,
         split_tokens=split_tokens,
+        several_targets=group is None,
     )
     refuse_forward_mode(hidden=head.hidden, weight=head.weight, bias=head.bias, temperature=head.temperature)
     want_entropy = checks.check_flag("return_entropy", return_entropy)
     want_lse = checks.check_flag("return_lse", return_lse)
-    logprobs, entropy, lse = run_head(head, want_entropy, want_lse)
+    if head.target.dim() == head.hidden.dim():
+        logprobs, _, _, entropy, lse, _ = run_targets(head)
+        entropy = entropy if want_entropy else None
+    else:
+        logprobs, entropy, lse = run_head(head, want_entropy, want_lse)
     return (logprobs, entropy, lse) if want_lse else (logprobs, entropy)

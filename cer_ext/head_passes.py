@@ -10,6 +10,7 @@ outside, vocabulary inside. It needs no (5, n) states between tiles, but reads t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -46,8 +47,12 @@ def fold_head(
     workspace_bytes: int,
     first_column: int = 0,
     largest_shard: int | None = None,
+    visit: Callable[[Tensor, slice, slice], None] | None = None,
 ) -> Tensor:
-    """The states (5, n) of the rows over the columns of `weight`. `largest_shard`: of all ranks, the rows of weight."""
+    """The states (5, n) of the rows over the columns of `weight`. `largest_shard`: of all ranks, the rows of weight.
+
+    `visit` is shown every tile of logits, with its rows and columns.
+    """
     n = rows.target.numel()
     plan = Plan.of(hidden, weight, workspace_bytes, backward=False, weight_grad=False, vocabulary=largest_shard)
     if not weight.shape[0]:
@@ -56,14 +61,17 @@ def fold_head(
     matrices = Matrices(hidden, weight, plan)
     for columns in matrices.tiling.column_tiles(weight.shape[0]):
         for part in matrices.tiling.row_tiles(n):
+            tile = matrices.logits_tile(part, columns)
             ops.fold_tile(
-                matrices.logits_tile(part, columns),
+                tile,
                 rows.target[part],
                 states[:, part],
                 transform.tile(part, columns),
                 first_column=first_column + columns.start,
                 fresh=columns.start == 0,
             )
+            if visit is not None:
+                visit(tile, part, columns)
     return states
 
 
@@ -91,11 +99,13 @@ def head_gradients(
     alive: Tensor | None = None,
     first_column: int = 0,
     largest_shard: int | None = None,
+    revise: Callable[[Tensor, slice, slice], None] | None = None,
 ) -> Gradients:
     """What the rows, with statistics (3, n) and upstream gradients (n,), add to each gradient through `weight`.
 
     `alive` (n,): where rows that add nothing are among these (CUDA), which do; their hidden states may be NaN. None:
-    all. Accumulated in float32 (float64); grad_weight is rounded to its dtype once, tile by tile of its rows.
+    all. `revise` may write into every tile of dlogits, given its rows and columns. Accumulated in float32 (float64);
+    grad_weight is rounded to its dtype once, tile by tile of its rows.
     """
     dtype = ops.real_dtype(hidden.dtype)
     n, width = hidden.shape
@@ -126,6 +136,8 @@ def head_gradients(
                 dlogits,
                 first_column=first_column + columns.start,
             )
+            if revise is not None:
+                revise(dlogits, part, columns)
             if needed.bias:
                 grad_bias[columns] += dlogits.sum(0, dtype=dtype)
             if keeps:

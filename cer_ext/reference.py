@@ -215,6 +215,48 @@ def linear_logprobs_and_entropy(
     return tuple(None if x is None else x.to(dtype) for x in outputs)
 
 
+def linear_target_statistics(
+    hidden: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    bias: Tensor | None = None,
+    *,
+    temperature: float | Tensor = 1.0,
+    logit_scale: float = 1.0,
+    softcap: float | None = None,
+    ignore_index: int = -100,
+    workspace_bytes: int | None = None,
+    validate: bool | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """As :func:`cer_ext.linear_target_statistics`: logprobs, logits, is_top1, entropy, lse."""
+    del workspace_bytes
+    several = target.long() if target.dim() == hidden.dim() else target.long()[..., None]  # (..., K)
+    bad = _check_target(several, ignore_index, weight.shape[0], validate)
+    nothing = several == ignore_index
+    row_ignored = nothing.all(-1)
+    logits = hidden.double().masked_fill(row_ignored[..., None], 0.0) @ weight.double().T  # (..., V)
+    if bias is not None:
+        logits = logits + bias.double()
+    z = logits * logit_scale
+    if softcap is not None:
+        z = softcap * torch.tanh(z / softcap)
+    if isinstance(temperature, Tensor):
+        temperature = temperature.double().masked_fill(row_ignored, 1.0)[..., None]
+    z = z / temperature
+    log_p = torch.log_softmax(z, dim=-1)
+    entropy = -(log_p.exp() * log_p.masked_fill(log_p == -torch.inf, 0.0)).sum(-1)
+    lse = torch.logsumexp(z, dim=-1)
+    inside = several.masked_fill(nothing | bad, 0)
+    poison = torch.where(bad, torch.nan, 1.0)
+    row_poison = torch.where(bad.any(-1), torch.nan, 1.0)
+    dtype = _output_dtype(hidden, weight)
+    logprobs, chosen = ((x.gather(-1, inside) * poison).masked_fill(nothing, 0.0).to(dtype) for x in (log_p, z))
+    is_top1 = (z.gather(-1, inside) == z.amax(-1, keepdim=True)) & ~nothing & ~bad
+    entropy, lse = ((x * row_poison).masked_fill(row_ignored, 0.0).to(dtype) for x in (entropy, lse))
+    shape = target.shape
+    return logprobs.view(shape), chosen.view(shape), is_top1.view(shape), entropy, lse
+
+
 def _padded(entropy: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     """TECA (..., L) and its last value (...), in float64, of responses padded to one length."""
     keep = torch.ones_like(entropy, dtype=torch.bool) if mask is None else mask.bool()

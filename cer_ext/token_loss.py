@@ -151,10 +151,10 @@ def linear_token_loss(
             is asked about its own tokens, and `backward` needs the same gradient of the loss on every rank.
 
     Besides the workspace a call holds the wanted gradients in float32 (float64) until `backward`, which multiplies them
-    by the upstream gradient, rounds them to the dtype of the inputs, once, and gives them away. A trained bfloat16 weight
-    on a CPU that multiplies bfloat16 is the exception: its gradient is held in bfloat16, so that an upstream gradient
-    that is no power of two rounds it once more; and dlogits of up to 2 D rows take, for as long as the call runs, the
-    place of the float32 sums. Of more rows the logits are made twice, and `loss_fn` is called once.
+    by the upstream gradient, rounds them to the dtype of the inputs, once, and gives them away. The exception is a
+    trained bfloat16 weight on a CPU that multiplies bfloat16: its gradient is held in bfloat16, so that an upstream
+    gradient that is no power of two rounds it once more; and dlogits of up to 2 D rows take, for as long as the call
+    runs, the place of the float32 sums. Of more rows the logits are made twice, and `loss_fn` is called once.
 
     Under autocast the operands are cast as torch.nn.functional.linear would. Under torch.compile the call is a graph
     break: it runs eagerly.
