@@ -7,7 +7,9 @@ config_error.py      what a wrong command line ends in
 secrets.py           tokens and passwords, told nowhere
 start.py             where a run starts, and that it can
 run_directory.py     whose an output directory is: one process at a time, one run's checkpoints
+launch.py            how many processes there are, and what wraps the model: as asked for
 resume_settings.py   what a run that goes on may change
+step_split.py        another split of the same step over processes and passes
 run_prompt.py        how the run puts its questions
 policy.py            the model and tokenizer that a run starts from
 run.py               one run: trainer, training, saving
@@ -15,5 +17,6 @@ run_log.py           console table, JSONL, TensorBoard, samples
 padding_alarm.py     "TECA falls while length rises"
 step_state.py        what the next step depends on, beyond what transformers saves
 checkpoints.py       checkpoints that are whole, and resume to the same numbers
+lost_process.py      who is gone, where a connection broke
 survival.py          Ctrl-C, a lost terminal, NaN, out of memory, full disk
 """

@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-from accelerate.utils import send_to_device
+from accelerate.utils import broadcast_object_list, send_to_device
 from torch.utils.data import Sampler
 from transformers import TrainerCallback, set_seed
 from trl.trainer.utils import RepeatSampler
@@ -164,6 +164,7 @@ class CheckpointMixin:
         if resume_from_checkpoint:
             self.went_on_from = Path(resume_from_checkpoint)
             self.run_id = run_of(self.went_on_from) or self.run_id
+        self.run_id = broadcast_object_list([self.run_id])[0]  # the others name its checkpoints where the first is lost
         if self.args.should_save:
             origin = str(self.went_on_from.resolve()) if self.went_on_from else None
             Path(self.args.output_dir).mkdir(parents=True, exist_ok=True)

@@ -7,6 +7,7 @@
     dead reward function   one that raises, gives inf or NaN for all, a spread that overflows, or no opinion (None) on
                            any completion of many batches in a row: one such batch moves nothing, and the run goes on
     out of memory          the options that lower it are named
+    a process lost         killed, or failed by itself: the others name it and end (lost_process.py)
     disk full              the half-written checkpoint is removed, the last complete one stays; the final model is
                            written where temporary files go, if there is room
 
@@ -36,6 +37,7 @@ from transformers import TrainerCallback
 from trl.trainer.utils import is_async_callable
 
 from trainer.training.config_error import ConfigError
+from trainer.training.lost_process import Processes, connection_broke
 from trainer.training.step_state import RandomState, StepState
 
 
@@ -112,6 +114,9 @@ class _Watch(TrainerCallback):
     def __init__(self, trainer: "SurvivalMixin"):
         self.trainer = trainer
 
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.trainer.processes.introduce()
+
     def on_step_begin(self, args, state, control, **kwargs):
         self.trainer._remember_step_start()
         self.trainer._phase = "computing"
@@ -165,6 +170,7 @@ class SurvivalMixin:
 
     def __init__(self, *args, **kwargs):
         self.stopped_by_signal = False
+        self.processes = Processes()
         self._batches_without_opinion = 0
         self._phase = "starting"
         self._step_start: tuple[StepState, RandomState, int] | None = None
@@ -281,7 +287,7 @@ def reward_failures(names: list[str]) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if is_out_of_memory(error) or is_disk_full(error):
+        if is_out_of_memory(error) or is_disk_full(error) or connection_broke(error):
             raise
         told = f"{type(error).__name__}: {error}"
         raise RewardFailure(f"a reward function raised (of: {', '.join(names)}): {told}") from error
@@ -351,7 +357,14 @@ def train(trainer, *, resume_from_checkpoint: Path | None = None, command: str =
     """trainer.train() with the endings of this file's header. Returns the exit code for the process."""
     try:
         with trainer.stop_signals:
-            trainer.train(resume_from_checkpoint=str(resume_from_checkpoint) if resume_from_checkpoint else None)
+            try:
+                trainer.train(resume_from_checkpoint=str(resume_from_checkpoint) if resume_from_checkpoint else None)
+            except Exception as error:  # said in here: outside, the launcher's SIGTERM would end this process first
+                lost = trainer.processes.explain(error)
+                if lost is None:
+                    raise
+                _say(f"{lost}\n{_how_to_resume(trainer, command)}")
+                return 1
     except KeyboardInterrupt:
         _say(f"Stopped at once.\n{_how_to_resume(trainer, command)}")
         return 130
@@ -379,6 +392,10 @@ def save_final(trainer, *, command: str) -> int:
     try:
         trainer.save_final_model()
     except Exception as error:
+        lost = trainer.processes.explain(error)
+        if lost is not None:
+            _say(f"The model is trained, but not saved as final. {lost}\n{_how_to_resume(trainer, command)}")
+            return 1
         explanation = explain(error)
         said = f"The model is trained, but could not be saved as final: {error}"
         try:
