@@ -1,7 +1,7 @@
 """Two real processes (gloo, CPU) under DDP, FSDP2 and DeepSpeed ZeRO-3: the runs of multi_process_run.py compared.
 
 FSDP2 takes its settings from the recipe that is shipped, by `accelerate launch`. ZeRO-3 needs deepspeed, which the
-tests do not install: `DS_BUILD_OPS=0 pip install deepspeed`, and DS_ACCELERATOR=cpu.
+extra for tests does not install: `.ci/deepspeed VENV` does, and runs them.
 """
 
 from __future__ import annotations
