@@ -3,9 +3,11 @@
 Of each FILE, which `pytest bench --benchmark-json=FILE` or bench.gpu.prove wrote:
 
     FILE-time-OPERATION.png     time of every variant per case, with the physical limit of the same run as a line
-    FILE-share.png              share of the physical limit that each operation reaches
+    FILE-share.png              share of the physical limit that each operation reaches, where work and not the fixed
+                                cost of a call decides
     FILE-memory-OPERATION.png   peak memory of every variant per case, where it was measured
     FILE-entropy-error.png      largest relative entropy error of every variant, where it was measured
+    FILE-steps.png              one GRPO step beside TRL: memory and time, where whole steps were timed
 
     share = seconds that the limit's rate needs for the same work / seconds of ours
 
@@ -85,7 +87,10 @@ def seconds_text(seconds: float) -> str:
 
 
 def bytes_text(size: float) -> str:
-    return f"{size / 2**30:.3g} GiB" if size >= 2**30 else f"{size / 2**20:.3g} MiB"
+    for unit, unit_size in (("GiB", 2**30), ("MiB", 2**20)):
+        if size >= unit_size:
+            return f"{size / unit_size:.3g} {unit}"
+    return f"{size / 2**10:.3g} KiB"
 
 
 def rate_text(per_second: float, unit: str) -> str:
@@ -157,10 +162,27 @@ def error_panels(records: tuple[Record, ...]) -> list[Panel]:
     return made
 
 
-def share_panels(records: tuple[Record, ...]) -> list[Panel]:
-    bars = []
+def fixed_cost_decides(records: tuple[Record, ...]) -> list[Record]:
+    """Records in which the limit itself ran at less than half the best rate that the same limit reached in this file.
+
+    A limit is the same by its name and the type of the numbers. What little work such a record has is over before its
+    limit is up to speed: a share of that limit says nothing of the operation.
+    """
+    best: dict[tuple[str, str], float] = {}
+    rates = []
     for record in records:
-        if record.share is None:
+        if record.share is not None and record.work:
+            dtype = next(iter(re.findall(r"float\d+|bfloat\d+", record.case)), "")
+            key, rate = (record.limit.name, dtype), record.work / record.limit.needed_s
+            best[key] = max(best.get(key, 0.0), rate)
+            rates.append((record, key, rate))
+    return [record for record, key, rate in rates if rate < best[key] / 2]
+
+
+def share_panels(records: tuple[Record, ...]) -> list[Panel]:
+    bars, left_out = [], fixed_cost_decides(records)
+    for record in records:
+        if record.share is None or record in left_out:
             continue
         text = f"{record.share:.0%}"
         if record.work:
@@ -173,20 +195,36 @@ def share_panels(records: tuple[Record, ...]) -> list[Panel]:
     return [Panel("Share of the physical limit reached", part, marks) for part in parts]
 
 
+def step_panels(records: tuple[Record, ...]) -> list[Panel]:
+    """Memory and time of whole GRPO steps, cer_ext and TRL side by side."""
+    memory, time = [], []
+    for record in records:
+        for variant in record.variants if record.operation.startswith("one GRPO step") else ():
+            who = "CERTrainer" if variant is record.ours else variant.name
+            name = f"{record.case.replace('-', ', ').replace('lora', 'LoRA')}: {who}"
+            colour = colour_of(variant, record)
+            if variant.peak_bytes is not None:
+                memory.append(Bar(name, variant.peak_bytes / 2**20, f"{variant.peak_bytes / 2**20:.0f} MiB", colour))
+            if variant.seconds is not None:
+                time.append(Bar(name, variant.seconds, seconds_text(variant.seconds), colour))
+    panels = (Panel("Memory added at the peak (MiB)", memory), Panel("Time of a step (s)", time))
+    return [panel for panel in panels if panel.bars]
+
+
 # Panels to figures ----------------------------------------------------------------------------------------------------
-def draw_panel(axis: Axes, panel: Panel, tick: Text, *, log: bool) -> None:
+def draw_panel(axis: Axes, panel: Panel, tick: Text, *, log: bool, base: int = 10) -> None:
     """Bars from the top down, their texts beside them, and below them a line of text for every mark."""
     values = [bar.value for bar in panel.bars if bar.value is not None] + [mark.value for mark in panel.marks]
     low, high = min(values, default=1.0), max(values, default=1.0)
     if log:  # room for the text behind the longest bar
         low = low / 2
-        axis.set_xscale("log")
+        axis.set_xscale("log", base=base)
         axis.set_xlim(low, high * (2 * high / low) ** 0.75)
-        axis.xaxis.set_major_locator(LogLocator(numticks=6))
+        axis.xaxis.set_major_locator(LogLocator(base=base, numticks=6))
         axis.xaxis.set_minor_formatter(NullFormatter())
     else:
         low = 0.0
-        axis.set_xlim(low, 2.1 * high)
+        axis.set_xlim(low, 1.9 * high)
     axis.xaxis.set_major_formatter(lambda value, _: tick(value))
 
     def write(text: str, end: float, row: int, **options) -> None:
@@ -206,13 +244,13 @@ def draw_panel(axis: Axes, panel: Panel, tick: Text, *, log: bool) -> None:
     for row, mark in enumerate(panel.marks, start=len(panel.bars)):
         axis.axvline(mark.value, color=LIMIT, linestyle=mark.dashes, linewidth=1)
         write(mark.text, mark.value, row, color=LIMIT)
-    axis.set_yticks(range(len(panel.bars)), [label(bar.name, 90) for bar in panel.bars], size=7.5)
+    axis.set_yticks(range(len(panel.bars)), [label(bar.name, 110) for bar in panel.bars], size=7.5)
     axis.set_ylim(panel.rows - 0.4, -0.6)
     axis.grid(visible=False, axis="y")
     axis.set_title(label(panel.title, 80), loc="left", fontweight="bold")
 
 
-def bars_figure(title: str, where: str, panels: list[Panel], tick: Text, *, log: bool = True) -> Figure:
+def bars_figure(title: str, where: str, panels: list[Panel], tick: Text, *, log: bool = True, base: int = 10) -> Figure:
     """The panels in columns under a title that names machine and versions."""
     columns = min(COLUMNS, len(panels))
     lines = -(-len(panels) // columns)
@@ -222,7 +260,7 @@ def bars_figure(title: str, where: str, panels: list[Panel], tick: Text, *, log:
     made.set_dpi(150)  # as it is saved: widths of text, and so the layout, depend on it
     made.suptitle(f"{title}\n" + textwrap.fill(where, int(15 * width)), size=9)
     for number, panel in enumerate(panels, start=1):
-        draw_panel(made.add_subplot(lines, columns, number), panel, tick, log=log)
+        draw_panel(made.add_subplot(lines, columns, number), panel, tick, log=log, base=base)
     return made
 
 
@@ -230,22 +268,30 @@ def figures(results: Results) -> dict[str, Figure]:
     """Every figure that the file has numbers for, by the name of its file."""
     made: dict[str, Figure] = {}
 
-    def add(name: str, title: str, panels: list[Panel], tick: Text, *, rows: int = ROWS, log: bool = True) -> None:
+    def add(
+        name: str, title: str, panels: list[Panel], tick: Text, *, rows: int = ROWS, log: bool = True, base: int = 10
+    ) -> None:
         name = f"{results.name}-{re.sub(r'[^A-Za-z0-9_]+', '-', name).strip('-')}"
         many = max(1, rows // max((panel.rows for panel in panels), default=1))
         for start in range(0, len(panels), many):
             part = f"-{start // many + 1}" if start else ""
-            made[name + part] = bars_figure(title, results.where, panels[start : start + many], tick, log=log)
+            shown = panels[start : start + many]
+            made[name + part] = bars_figure(title, results.where, shown, tick, log=log, base=base)
 
     for operation, records in results.operations().items():
         medians = f"{operation}: medians of interleaved rounds"
         add(f"time-{operation}", medians, [time_panel(record) for record in records], seconds_text)
-        add(f"memory-{operation}", f"{operation}: memory added at the peak", memory_panels(records), bytes_text)
+        add(f"memory-{operation}", f"{operation}: memory added at the peak", memory_panels(records), bytes_text, base=2)
     shares = share_panels(results.records)
-    add("share", "cer_ext beside the limits of the machine", shares, "{:.0%}".format, rows=1, log=False)
+    title = "cer_ext beside the limits of the machine"
+    if small := fixed_cost_decides(results.records):
+        title += f" (left out: {len(small)} small cases, where the fixed cost of a call decides)"
+    add("share", title, shares, "{:.0%}".format, rows=1, log=False)
     add(
         "entropy-error", "Entropy: largest relative error against float64", error_panels(results.records), "{:g}".format
     )
+    steps = step_panels(results.records)
+    add("steps", "One GRPO step, CERTrainer beside TRL's trainer", steps, "{:g}".format, log=False)
     return made
 
 

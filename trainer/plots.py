@@ -7,6 +7,7 @@ In: directories that trainer.evaluate (records) or trainer.grpo (log.jsonl) wrot
     teca-right-wrong   the same, right and wrong answers apart
     lengths, teca-last histograms
     case-...           one response of each run: token entropy beside TECA
+    words-...          the same with every token under its bar, where the responses have at most 100 tokens
     tokens-....html    the same response as a page: tokens coloured by entropy, TECA alongside
     dial               where evaluations made early exits: accuracy against length over the thresholds, with baselines
     training           curves of length, clipped share, TECA, accuracy and reward over the steps
@@ -30,6 +31,7 @@ from trainer.plotting.dial import dial, dial_points, has_sweep, settings_of
 from trainer.plotting.style import FORMATS, save, style
 from trainer.plotting.token_page import token_page
 from trainer.plotting.training import training
+from trainer.plotting.words import fits, words
 from trainer.records.directories import labelled_directories
 from trainer.records.record_files import Record
 
@@ -94,6 +96,8 @@ def _evaluations(
         first = records[0][1]
         name = _file_name(f"{first['benchmark']}-{first['method']}-{first['id']}")
         written += save(case(records), output, f"case-{name}", formats)
+        if fits(records):
+            written += save(words(records), output, f"words-{name}", formats)
         for label, record in records:
             part = f"-{_file_name(label)}" if len(directories) > 1 else ""
             path = output / f"tokens-{name}{part}.html"

@@ -68,13 +68,53 @@ def test_share_is_the_limits_time_over_ours(file, request):
     results = read(request.getfixturevalue(file))
     made = plots.figures(results)
     axes = [axis for name, figure in made.items() if name.startswith(f"{results.name}-share") for axis in figure.axes]
-    limited = [r for r in results.records if r.limit is not None and r.limit.times is not None]
+    left_out = plots.fixed_cost_decides(results.records)
+    limited = [r for r in results.records if r.limit is not None and r.limit.times is not None and r not in left_out]
     expected = [r.limit.times * r.limit.seconds / r.ours.seconds for r in limited]
     assert [bar.get_width() for axis in axes for bar in axis.patches] == pytest.approx(expected)
     assert [lines(axis) for axis in axes] == [[1.0]] * len(axes)
     written = [text for axis in axes for text in texts(axis)[: len(axis.patches)]]
     for text, share in zip(written, expected, strict=True):
         assert text.startswith(f"{share:.0%}  ")
+
+
+def test_no_share_is_drawn_where_the_fixed_cost_of_a_call_decides(committed):
+    """Reads of 1.2 MB at 0.9 GB/s beside reads of 311 MB at 34 GB/s; one such share was 255%."""
+    results = read(committed)
+    left_out = plots.fixed_cost_decides(results.records)
+    assert {(record.operation, record.case) for record in left_out} == {
+        (f"from_logits {way}", f"qwen3, 2 x 151936, {dtype}")
+        for way in ("forward", "backward")
+        for dtype in ("float32", "bfloat16")
+    }
+    (panel,) = plots.share_panels(results.records)
+    assert "left out: 4 small cases" in plots.figures(results)["cpu-epyc-zen4-share"].get_suptitle()
+    assert not [bar for bar in panel.bars if ", 2 x " in bar.name]
+    assert len([bar for bar in panel.bars if "llama3" in bar.name]) == 4
+    assert max(bar.value for bar in panel.bars) < 1.2
+    assert plots.fixed_cost_decides(results.records[:4]) == []
+
+
+def test_steps_beside_trl_have_memory_and_time(committed):
+    results = read(committed)
+    memory, time = plots.figures(results)["cpu-epyc-zen4-steps"].axes
+    assert bars(memory)["LoRA, float32: CERTrainer"] == pytest.approx(60174336 / 2**20)
+    assert bars(memory)["LoRA, float32: TRL"] == pytest.approx(1219301376 / 2**20)
+    assert bars(time)["full, bfloat16: TRL"] == pytest.approx(7.660859439998603)
+    assert texts(memory)[0].endswith(" MiB")
+    assert len(bars(memory)) == len(bars(time)) == 8
+
+
+def test_memory_ticks_are_powers_of_two(committed):
+    (axis, _) = plots.figures(read(committed))["cpu-epyc-zen4-memory-one-GRPO-step-LoRA-frozen-head"].axes
+    low, high = axis.get_xlim()
+    ticks = [tick for tick in axis.get_xticks() if low <= tick <= high]
+    assert len(ticks) >= 3
+    assert all(tick.is_integer() and int(tick).bit_count() == 1 for tick in ticks)
+    axis.figure.draw_without_rendering()
+    shown = [text.get_text() for text in axis.get_xticklabels()]
+    assert "1 GiB" in shown or "512 MiB" in shown
+    assert not [text for text in shown if "." in text]
 
 
 def test_rates_are_work_over_time(committed):

@@ -23,6 +23,8 @@ from trainer.plotting.case import _thin_maximum, case
 from trainer.plotting.curves import mean_curve, normalised, read_series, typical
 from trainer.plotting.token_page import _DARK, _LIGHT, LEVELS, _ramp, shown_token, token_page
 from trainer.plotting.training import series_of, smoothed, training
+from trainer.plotting.words import words
+from trainer.records.record_files import read_records
 
 HOSTILE = [
     "<script>document.title='owned'</script>",
@@ -246,6 +248,7 @@ def test_program_writes_every_figure_in_every_format(tmp_path, capsys):
     (b / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in training_log(30)))
     assert run_plots(a, b, "--output", tmp_path / "out") == 0
     names = ["case-gsm8k-thinking-p4", "lengths", "teca-last", "teca-mean", "teca-right-wrong", "training"]
+    names += ["words-gsm8k-thinking-p4"]
     pages = ["tokens-gsm8k-thinking-p4-a.html", "tokens-gsm8k-thinking-p4-b.html"]
     made = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert made == sorted([f"{name}.{ext}" for name in names for ext in ("png", "svg", "pdf")] + pages)
@@ -261,6 +264,31 @@ def test_program_writes_every_figure_in_every_format(tmp_path, capsys):
         svg = (tmp_path / "out" / f"{name}.svg").read_text()
         assert "font-family" not in svg
         assert not re.search(r"""(href|src)=["'](?!#)""", svg)
+
+
+def test_words_stand_under_their_entropies(tmp_path):
+    """The two responses of docs/figures/before-after.svg: one explores, one does not."""
+    root = Path(__file__).parents[2] / "bench" / "results" / "tiny" / "one-problem"
+    found = [(label, next(iter(read_records(root / name)))) for label, name in (("a", "before"), ("b", "after-CER"))]
+    with style.style():
+        made = words(found)
+    for axis, (label, record) in zip(made.axes, found, strict=True):
+        assert [bar.get_height() for bar in axis.patches] == record["token_entropies"]
+        assert [text.get_text() for text in axis.get_xticklabels()] == [token.strip() for token in record["tokens"]]
+        assert list(axis.lines[0].get_ydata()) == record["teca"]
+        said = f"{label}: {record['response_length']} tokens, right, TECA {record['teca'][-1]:.2f}"
+        assert axis.get_title(loc="left") == said
+    before, after = made.axes
+    assert before.get_xlim() == after.get_xlim()
+    assert before.get_ylim() == after.get_ylim()
+    highest = max(zip(found[0][1]["token_entropies"], found[0][1]["tokens"], strict=True))
+    assert highest[1].strip() == "maybe"  # where it begins to explore
+
+
+def test_words_are_left_out_where_they_could_not_be_read(tmp_path):
+    long = write_run(tmp_path / "r", [make_record("p", entropies=[0.5] * 101)])
+    assert run_plots(long, "--output", tmp_path / "out", "--format", "svg") == 0
+    assert not list((tmp_path / "out").glob("words-*"))
 
 
 def test_same_records_same_bytes(tmp_path):
