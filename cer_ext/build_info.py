@@ -38,7 +38,7 @@ def build_info() -> BuildInfo:
         None), `cpu_backend` and `cuda_backend` (text: which kernels serve tensors there, and why),
         `cpu_bfloat16_logits` (text: what multiplies a bfloat16 head there). print() shows it as a page.
 
-    Example:
+    Examples:
         >>> import cer_ext
         >>> "cpu_isa" in cer_ext.build_info()
         True

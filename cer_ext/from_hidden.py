@@ -321,12 +321,10 @@ def linear_logprobs_and_entropy(
     vocabulary: int | None = None,
     split_tokens: bool = False,
 ) -> tuple[Tensor | None, ...]:
-    r"""Log-probability of each target token and entropy of each row of logits that a linear head would give.
+    """Log-probability of each target token and entropy of each row of logits that a linear head would give.
 
-    .. math::
-        z = \mathrm{softcap} \cdot \tanh(\mathrm{logit\_scale} \cdot (h W^\top + b) / \mathrm{softcap}) / T, \quad
-        p = \mathrm{softmax}(z), \quad
-        \mathrm{logprob} = \log p_\mathrm{target}, \quad H = -\sum_j p_j \log p_j
+        z = softcap * tanh(logit_scale * (h W^T + b) / softcap) / T        p = softmax(z)
+        logprob = log p_target                                             H = -sum_j p_j log p_j
 
     The logits are made tile by tile in `workspace_bytes` of memory, forward and backward. Every output is
     differentiable with respect to `hidden`, `weight` and `bias`, once (double backward raises); what needs no gradient
@@ -373,7 +371,7 @@ def linear_logprobs_and_entropy(
 
     Source: arXiv 2510.02249 for the use; csrc/softmax_state.h for the recurrence.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from cer_ext import linear_logprobs_and_entropy
         >>> hidden, weight = torch.eye(2), torch.tensor([[0.0, 0.0], [0.0, 2.0], [0.0, 0.0]])

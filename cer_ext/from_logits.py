@@ -359,12 +359,10 @@ def logprobs_and_entropy(
     inplace_backward: bool = False,
     validate: bool | None = None,
 ) -> tuple[Tensor | None, ...]:
-    r"""Log-probability of each target token and entropy of each row of logits, in one pass over the logits.
+    """Log-probability of each target token and entropy of each row of logits, in one pass over the logits.
 
-    .. math::
-        z = \mathrm{softcap} \cdot \tanh(\mathrm{logit\_scale} \cdot x / \mathrm{softcap}) / T, \quad
-        p = \mathrm{softmax}(z), \quad
-        \mathrm{logprob} = \log p_\mathrm{target}, \quad H = -\sum_j p_j \log p_j
+        z = softcap * tanh(logit_scale * x / softcap) / T        p = softmax(z)
+        logprob = log p_target                                   H = -sum_j p_j log p_j
 
     Every output is differentiable with respect to `logits`, once (double backward raises). -inf logits are probability
     zero; a row with NaN, +inf or nothing but -inf is NaN.
@@ -395,7 +393,7 @@ def logprobs_and_entropy(
 
     Source: arXiv 2510.02249 for the use; csrc/softmax_state.h for the recurrence.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from cer_ext import logprobs_and_entropy
         >>> logits = torch.tensor([[0.0, 0.0, 0.0, 0.0], [9.0, 0.0, 0.0, float("-inf")]])

@@ -97,7 +97,7 @@ def logprobs_and_entropy(
     inplace_backward: bool = False,
     validate: bool | None = None,
 ) -> tuple[Tensor | None, ...]:
-    """As :func:`cer_ext.logprobs_and_entropy`; ``inplace_backward`` changes nothing here."""
+    """As `cer_ext.logprobs_and_entropy`; ``inplace_backward`` changes nothing here."""
     del inplace_backward
     target = target.long()
     vocabulary = logits.shape[-1]
@@ -194,7 +194,7 @@ def linear_logprobs_and_entropy(
     workspace_bytes: int | None = None,
     validate: bool | None = None,
 ) -> tuple[Tensor | None, ...]:
-    """As :func:`cer_ext.linear_logprobs_and_entropy`; all logits at once, ``workspace_bytes`` changes nothing here."""
+    """As `cer_ext.linear_logprobs_and_entropy`; all logits at once, ``workspace_bytes`` changes nothing here."""
     del workspace_bytes
     ignored = target.long() == ignore_index
     logits = hidden.double().masked_fill(ignored[..., None], 0.0) @ weight.double().T  # (..., V)
@@ -292,7 +292,7 @@ def linear_token_loss(
     workspace_bytes: int | None = None,
     **options: Unpack[SoftmaxOptions],
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """As :func:`cer_ext.linear_token_loss`: every logit at once, `loss_fn` once, gradients by autograd."""
+    """As `cer_ext.linear_token_loss`: every logit at once, `loss_fn` once, gradients by autograd."""
     del workspace_bytes
     logprobs, entropy = linear_logprobs_and_entropy(hidden, weight, target, bias, **options)
     entropy = entropy if return_entropy else None
@@ -301,17 +301,17 @@ def linear_token_loss(
 
 
 def teca(entropy: Tensor, mask: Tensor | None = None, *, cu_seqlens: Tensor | None = None) -> Tensor:
-    """As :func:`cer_ext.teca`."""
+    """As `cer_ext.teca`."""
     return _teca(entropy, mask, cu_seqlens)[0]
 
 
 def teca_last(entropy: Tensor, mask: Tensor | None = None, *, cu_seqlens: Tensor | None = None) -> Tensor:
-    """As :func:`cer_ext.teca_last`."""
+    """As `cer_ext.teca_last`."""
     return _teca(entropy, mask, cu_seqlens)[1]
 
 
 def cer_reward(teca_or_last: Tensor, correct: Tensor, *, mask: Tensor | None = None, weight: float = 0.5) -> Tensor:
-    """As :func:`cer_ext.cer_reward`."""
+    """As `cer_ext.cer_reward`."""
     last = teca_or_last.double()
     if last.dim() > correct.dim():  # (B, L): the value at the last token that counts
         keep = torch.ones_like(last, dtype=torch.bool) if mask is None else mask.bool()

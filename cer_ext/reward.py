@@ -56,15 +56,13 @@ def _check_correct(correct: Any, device: torch.device) -> Tensor:
 
 
 def cer_reward(teca_or_last: Any, correct: Any, *, mask: Any = None, weight: float = 0.5) -> Tensor:
-    r"""Reward of each response: for a right answer the more, the lower its cumulative entropy.
+    """Reward of each response: for a right answer the more, the lower its cumulative entropy.
 
-    .. math::
-        r = \begin{cases} 1 + \mathrm{weight} \cdot e^{-\mathrm{TECA}_{last}} & \text{right} \\ 0 & \text{wrong}
-        \end{cases}
+        reward = 1 + weight * exp(-TECA_last) where right, 0 where wrong
 
     Args:
-        teca_or_last: (B,) TECA at the last token of each response (:func:`teca_last`), or (B, L), TECA at every token
-            (:func:`teca`); nats.
+        teca_or_last: (B,) TECA at the last token of each response (`teca_last`), or (B, L), TECA at every token
+            (`teca`); nats.
         correct: (B,), bool or 0 and 1, a tensor or a sequence: whether the answer is right.
         mask: None, or (B, L) with (B, L) TECA: which tokens belong to the response, whose last one counts; None: all.
         weight: what certainty is worth beside a right answer; 0.5 is the published value, 0 gives plain accuracy.
@@ -78,7 +76,7 @@ def cer_reward(teca_or_last: Any, correct: Any, *, mask: Any = None, weight: flo
 
     Source: arXiv 2510.02249.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from cer_ext import cer_reward
         >>> cer_reward(torch.tensor([0.0, 0.6931, 0.1]), torch.tensor([True, True, False]))
@@ -130,7 +128,7 @@ def group_scales(
     Raises:
         ValueError: arguments of different lengths.
 
-    Example:
+    Examples:
         >>> from cer_ext.reward import group_scales
         >>> group_scales([10.0, 30.0, 99.0, 0.2], [True, True, False, True], ["a", "a", "a", "b"])
         [20.0, 20.0, 20.0, 1.0]

@@ -169,9 +169,9 @@ def _average_and_last(entropy: Any, mask: Any, cu_seqlens: Any) -> tuple[Tensor,
 
 
 def teca(entropy: Any, mask: Any = None, *, cu_seqlens: Any = None) -> Tensor:
-    r"""Cumulative average of the token entropies over each response.
+    """Cumulative average of the token entropies over each response.
 
-    .. math:: \mathrm{TECA}_t = \frac{1}{t} \sum_{i \le t} H_i
+        TECA_t = (1/t) sum_{i<=t} H_i
 
     Differentiable with respect to `entropy`, once.
 
@@ -191,7 +191,7 @@ def teca(entropy: Any, mask: Any = None, *, cu_seqlens: Any = None) -> Tensor:
 
     Source: arXiv 2510.02249.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from cer_ext import teca
         >>> teca(torch.tensor([[1.0, 3.0, 9.0], [4.0, 2.0, 0.0]]), torch.tensor([[1, 1, 0], [1, 1, 1]]))
@@ -204,23 +204,25 @@ def teca(entropy: Any, mask: Any = None, *, cu_seqlens: Any = None) -> Tensor:
 
 
 def teca_last(entropy: Any, mask: Any = None, *, cu_seqlens: Any = None) -> Tensor:
-    r"""TECA at the last token of each response: the mean entropy of the response.
+    """TECA at the last token of each response: the mean entropy of the response.
 
     Differentiable with respect to `entropy`, once.
 
     Args:
-        entropy, mask, cu_seqlens: as for :func:`teca`.
+        entropy: as for `teca`.
+        mask: as for `teca`.
+        cu_seqlens: as for `teca`.
 
     Returns:
         Tensor of shape (...) for padded entropies (..., L), (responses,) for packed ones; nats, float32 (float64 for
         float64); 0 for a response without tokens.
 
     Raises:
-        TypeError, ValueError: as for :func:`teca`.
+        TypeError, ValueError: as for `teca`.
 
     Source: arXiv 2510.02249.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from cer_ext import teca_last
         >>> teca_last(torch.tensor([[1.0, 3.0, 9.0], [4.0, 2.0, 0.0]]), torch.tensor([[1, 1, 0], [1, 1, 1]]))

@@ -118,13 +118,11 @@ def linear_token_loss(
     vocabulary: int | None = None,
     split_tokens: bool = False,
 ) -> TokenLoss:
-    r"""A loss that is a sum over tokens, of their log-probabilities and entropies, with gradients in one pass.
+    """A loss that is a sum over tokens, of their log-probabilities and entropies, with gradients in one pass.
 
-    .. math::
-        \mathrm{loss} = \sum_\mathrm{tiles} \mathrm{loss\_fn}(\mathrm{logprobs}_\mathrm{rows},
-        \mathrm{entropy}_\mathrm{rows}, \mathrm{rows})
+        loss = sum over groups of rows of loss_fn(logprobs[rows], entropy[rows], rows)
 
-    logprobs and entropy as in :func:`linear_logprobs_and_entropy`. The same gradients as that function followed by
+    logprobs and entropy as in `linear_logprobs_and_entropy`. The same gradients as that function followed by
     `loss_fn` on all rows and `backward()`, with one GEMM less: the logits of some rows are kept while `loss_fn` is
     asked for the gradients of those rows. Where nothing requires a gradient (or under `torch.no_grad`) nothing is kept
     and `loss_fn` is called once.
@@ -146,9 +144,11 @@ def linear_token_loss(
         return_entropy: False spares the entropy.
         workspace_bytes: most memory for logits, whatever N is; at least one row of V must fit. None: 256 MiB on CPU,
             320 MiB on CUDA. More means more rows at a time and so fewer passes over the weight.
-        validate: as in :func:`linear_logprobs_and_entropy`.
-        group, vocabulary, split_tokens: as in :func:`linear_logprobs_and_entropy`. With split_tokens a rank's `loss_fn`
-            is asked about its own tokens, and `backward` needs the same gradient of the loss on every rank.
+        validate: as in `linear_logprobs_and_entropy`.
+        group: as in `linear_logprobs_and_entropy`.
+        vocabulary: as there.
+        split_tokens: as there. A rank's `loss_fn` is then asked about its own tokens, and `backward` needs the same
+            gradient of the loss on every rank.
 
     Besides the workspace a call holds the wanted gradients in float32 (float64) until `backward`, which multiplies them
     by the upstream gradient, rounds them to the dtype of the inputs, once, and gives them away. The exception is a
@@ -171,7 +171,7 @@ def linear_token_loss(
 
     Source: csrc/softmax_state.h for the recurrence; gradients made in the forward pass as in Liger-Kernel.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from cer_ext import linear_token_loss
         >>> hidden = torch.eye(2, requires_grad=True)

@@ -24,14 +24,14 @@ from trainer.evaluation.requests import DTYPES, ENGINES, Sampling
 from trainer.sampling.early_exit import DEFAULT_TEXT
 
 
-def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+def parser() -> argparse.ArgumentParser:
     default = Sampling()
-    parser = argparse.ArgumentParser(
+    made = argparse.ArgumentParser(
         prog="python -m trainer.evaluate",
         description=(__doc__ or "").split("\n\n", 1)[0],
         epilog="A run that ended in any way is continued by the same command.",
     )
-    model = parser.add_argument_group("model")
+    model = made.add_argument_group("model")
     model.add_argument(
         "--model",
         "--model_name_or_path",
@@ -45,7 +45,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
     model.add_argument("--engine", choices=ENGINES, default="transformers", help="default: transformers")
 
-    what = parser.add_argument_group("what to evaluate")
+    what = made.add_argument_group("what to evaluate")
     what.add_argument(
         "--benchmarks",
         help=f"comma-separated: {', '.join([*DATA_SETS, EMBEDDED])}, or any name that --data gives a file",
@@ -81,7 +81,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     )
     what.add_argument("--output", required=True, metavar="DIR", help="directory of the records, new or to be continued")
 
-    sampling = parser.add_argument_group("sampling (defaults: those of the published evaluation code)")
+    sampling = made.add_argument_group("sampling (defaults: those of the published evaluation code)")
     for name, kind, text in (
         ("temperature", float, "0 takes the likeliest token. Entropies are at this temperature (at 1 for 0)"),
         ("top_p", float, "1: off"),
@@ -95,7 +95,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         )
     sampling.add_argument("--seed", type=int, default=0, help="of everything that is drawn (default: 0)")
 
-    exits = parser.add_argument_group("early exit: end the thinking once the model has decided")
+    exits = made.add_argument_group("early exit: end the thinking once the model has decided")
     exits.add_argument(
         "--early_exit", type=float, metavar="NATS", help="leave once the running TECA is below this (default: never)"
     )
@@ -110,7 +110,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         f"the answer (default: {DEFAULT_TEXT})",
     )
 
-    execution = parser.add_argument_group("execution (may change between a run and its continuation)")
+    execution = made.add_argument_group("execution (may change between a run and its continuation)")
     execution.add_argument("--batch_size", type=int, help="responses at once (default: 32, vllm 256, --score 8)")
     execution.add_argument(
         "--chunk_tokens",
@@ -121,7 +121,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     execution.add_argument(
         "--gpu_memory_utilization", type=float, default=0.9, help="vllm: share of the GPU (default: 0.9)"
     )
-    return parser.parse_args(argv)
+    return made
 
 
 def check_options(arguments: argparse.Namespace) -> None:
@@ -141,7 +141,7 @@ def check_options(arguments: argparse.Namespace) -> None:
 def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    arguments = parse_arguments(argv)
+    arguments = parser().parse_args(argv)
     try:
         check_options(arguments)
         if arguments.score:

@@ -71,7 +71,7 @@ def test_one_entry_reaches_evaluation_and_its_help(new_entries, capsys):
     from trainer.catalogue.methods import methods as chosen
 
     with pytest.raises(SystemExit):
-        evaluate.parse_arguments(["--help"])
+        evaluate.parser().parse_args(["--help"])
     text = " ".join(capsys.readouterr().out.split())
     assert "aime25, gaokao," in text
     assert "ccot, haiku" in text

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from trainer.grading import extract_answer, grade
 
 Completion = str | list[dict]
 Rewards = list[float | None]
+LogMetric = Callable[[str, float], None] | None  # TRL's hook
 
 
 def completion_text(completion: Completion) -> str:
@@ -21,7 +22,9 @@ def completion_text(completion: Completion) -> str:
     return "".join(part.get("text") or "" for part in content if part.get("type") == "text")
 
 
-def grade_completions(completions: list[Completion], ground_truth: list, log_metric=None) -> list[bool | None]:
+def grade_completions(
+    completions: list[Completion], ground_truth: list, log_metric: LogMetric = None
+) -> list[bool | None]:
     """Returns right, wrong or None (no ground truth) per completion.
 
     Logs the share of right ones as "accuracy", and the share in which no final answer was found as "no_answer": a

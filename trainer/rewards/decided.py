@@ -27,6 +27,7 @@ import statistics
 from trainer.grading import extract_answer
 from trainer.rewards.completions import (
     Completion,
+    LogMetric,
     Rewards,
     completion_text,
     grade_completions,
@@ -52,14 +53,16 @@ def decided_reward(
     prompts: list | None = None,
     *,
     weight: float = 0.5,
-    log_metric=None,
+    log_metric: LogMetric = None,
     **kwargs,
 ) -> Rewards:
     """See this file's header. The mean of A over the right completions is logged as "tokens_after_answer".
 
     Args:
-        completions, ground_truth, completion_ids, prompts: what TRL hands over; equal prompts are one group, also where
-            it is spread over processes.
+        completions: what TRL hands over.
+        ground_truth: dataset column; None leaves a row without a reward.
+        completion_ids: TRL's, for the lengths in tokens.
+        prompts: TRL's; equal prompts are one group, also where it is spread over processes.
         weight: what stopping at the answer is worth beside a right answer.
     """
     lengths = lengths_of(completion_ids, "decided_reward")

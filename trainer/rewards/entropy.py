@@ -23,13 +23,15 @@ import torch
 
 from cer_ext import cer_reward as reward_of_entropy
 from cer_ext.reward import LEAST_SCALE_NATS, group_scales
-from trainer.rewards.completions import Completion, Rewards, grade_completions, group_keys, lengths_of
+from trainer.rewards.completions import Completion, LogMetric, Rewards, grade_completions, group_keys, lengths_of
 from trainer.rewards.ranks import over_ranks
 
 LEAST_SCALE_TOKENS = 1.0
 
 
-def accuracy_reward(completions: list[Completion], ground_truth: list, *, log_metric=None, **kwargs) -> Rewards:
+def accuracy_reward(
+    completions: list[Completion], ground_truth: list, *, log_metric: LogMetric = None, **kwargs
+) -> Rewards:
     """1 if the final answer of the completion equals the ground truth (trainer.grading.grade), else 0.
 
     Args:
@@ -47,7 +49,7 @@ def cer_reward(
     teca: list[float] | None = None,
     *,
     weight: float = 0.5,
-    log_metric=None,
+    log_metric: LogMetric = None,
     **kwargs,
 ) -> Rewards:
     """1 + weight e^(-TECA) if right, else 0: the published reward, `cer_ext.cer_reward` on graded completions.
@@ -74,7 +76,7 @@ def total_entropy_reward(
     *,
     weight: float = 0.5,
     scale: float | None = None,
-    log_metric=None,
+    log_metric: LogMetric = None,
     **kwargs,
 ) -> Rewards:
     """1 + weight e^(-S / S0) if right, else 0, with S = sum_t H_t: every uncertain token costs, no certain one helps.
@@ -117,7 +119,7 @@ def length_penalty_reward(
     prompts: list | None = None,
     *,
     weight: float = 0.5,
-    log_metric=None,
+    log_metric: LogMetric = None,
     **kwargs,
 ) -> Rewards:
     """Control: 1 + weight e^(-L / L0) if right, else 0, with L the tokens of the completion.
@@ -138,7 +140,7 @@ def random_reward(
     *,
     seed: int = 0,
     trainer_state=None,
-    log_metric=None,
+    log_metric: LogMetric = None,
     **kwargs,
 ) -> Rewards:
     """Control: 0 or 1 by a fair coin that knows nothing of the answer; a resumed run tosses the same.

@@ -24,7 +24,15 @@ from __future__ import annotations
 import math
 import statistics
 
-from trainer.rewards.completions import Completion, Rewards, grade_completions, group_keys, groups_of, lengths_of
+from trainer.rewards.completions import (
+    Completion,
+    LogMetric,
+    Rewards,
+    grade_completions,
+    group_keys,
+    groups_of,
+    lengths_of,
+)
 from trainer.rewards.ranks import over_ranks
 
 
@@ -35,7 +43,7 @@ def kimi_reward(
     prompts: list | None = None,
     *,
     weight: float = 0.5,
-    log_metric=None,
+    log_metric: LogMetric = None,
     **kwargs,
 ) -> Rewards:
     """The completion's place between the shortest and the longest of its group; a long wrong answer costs too.
@@ -69,7 +77,7 @@ def dapo_reward(
     *,
     max_length: int | None = None,
     cache_share: float = 0.2,
-    log_metric=None,
+    log_metric: LogMetric = None,
     **kwargs,
 ) -> Rewards:
     """Accuracy with the soft overlong punishment: only the last stretch before the cut costs.
@@ -99,7 +107,7 @@ def efficient_reward(
     prompts: list | None = None,
     *,
     alpha: float = 0.4,
-    log_metric=None,
+    log_metric: LogMetric = None,
     **kwargs,
 ) -> Rewards:
     """A right answer loses by the sigmoid of its standardised length among the right answers of its group.
@@ -132,7 +140,7 @@ def grpo_lambda_reward(
     *,
     alpha: float = 0.4,
     share: float = 0.2,
-    log_metric=None,
+    log_metric: LogMetric = None,
     **kwargs,
 ) -> Rewards:
     """A price on length only for the prompts that are answered best; accuracy alone for the others.
@@ -168,7 +176,7 @@ def gr3_reward(
     prompts: list | None = None,
     *,
     alpha: float = 0.33,
-    log_metric=None,
+    log_metric: LogMetric = None,
     **kwargs,
 ) -> Rewards:
     """The reward is divided by a factor that grows with the length relative to the group's mean: a product, no sum.
@@ -203,7 +211,7 @@ def conciser_reward(
     *,
     max_length: int | None = None,
     weight: float = 0.5,
-    log_metric=None,
+    log_metric: LogMetric = None,
     **kwargs,
 ) -> Rewards:
     """Length counts only where every answer of the group is right: walk before you run.
@@ -241,7 +249,7 @@ def l1_exact_reward(
     target_length: list[int] | None = None,
     *,
     alpha: float = 0.0003,
-    log_metric=None,
+    log_metric: LogMetric = None,
     **kwargs,
 ) -> Rewards:
     """Accuracy less the distance to the length that the prompt asks for.
@@ -267,7 +275,7 @@ def l1_max_reward(
     *,
     alpha: float = 0.0003,
     delta: float = 0.5,
-    log_metric=None,
+    log_metric: LogMetric = None,
     **kwargs,
 ) -> Rewards:
     """A right answer within the length that the prompt allows; a little over it costs little.

@@ -24,6 +24,10 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 DEFAULT_TEXT = "</think>"
 _TAG = re.compile(r"<[^<>\s]+>")  # what thinking tokens look like: </think>, <|end_of_thought|>
@@ -77,7 +81,7 @@ class EarlyExit:
             )
 
 
-def end_tokens(tokenizer, text: str = DEFAULT_TEXT) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def end_tokens(tokenizer: PreTrainedTokenizerBase, text: str = DEFAULT_TEXT) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """(forced_ids, closing_ids) of a text that ends the thinking.
 
     A tag in the text (</think>) must be one token of the model; it is what closes the thinking. A text without a tag is

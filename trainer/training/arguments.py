@@ -240,6 +240,11 @@ def recipe_names() -> list[str]:
 
 def help_text() -> str:
     """What `--help` prints: every option of ours, and where the others are."""
+    return help_parser().format_help()
+
+
+def help_parser() -> argparse.ArgumentParser:
+    """The parser that explains our options: it is read (`--help`, docs/reference/commands.md), and parses nothing."""
     parser = argparse.ArgumentParser(
         prog="python -m trainer.grpo",
         description="GRPO training with the CER reward. Without any argument: the embedded experiment (recipe tiny), a "
@@ -267,7 +272,7 @@ def help_text() -> str:
         parser.add_argument(
             f"--{entry.name}", metavar="VALUE", help=text if default in (None, []) else f"{text} Default: {shown}."
         )
-    return parser.format_help()
+    return parser
 
 
 def find_recipe(wanted: str) -> Path:

@@ -1,0 +1,73 @@
+"""What the pages say of the program is still so: messages, options, files."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+PAGES = sorted(path for path in DOCS.rglob("*.md"))
+
+
+def texts_of(source: str) -> list[str]:
+    """Every text in a Python file as it is printed, no docstring; values that are put in stand as …"""
+    found = []
+    tree = list(ast.walk(ast.parse(source)))
+    docstrings = {id(node.value) for node in tree if isinstance(node, ast.Expr)}
+    for node in tree:
+        if id(node) in docstrings:
+            continue
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            found.append(node.value)
+        elif isinstance(node, ast.JoinedStr):
+            found.append("".join(str(part.value) if isinstance(part, ast.Constant) else "…" for part in node.values))
+    return found
+
+
+@pytest.fixture(scope="module")
+def messages() -> str:
+    python = [path for package in ("cer_ext", "trainer", "cer_verl") for path in (ROOT / package).rglob("*.py")]
+    texts = [text for path in [*python, ROOT / "cer_commands.py"] for text in texts_of(path.read_text("utf-8"))]
+    return "\n".join([*texts, (ROOT / "CMakeLists.txt").read_text("utf-8")])
+
+
+def quoted_messages() -> list[str]:
+    """The messages in the first column of the page's tables. Python's own are left out."""
+    rows = re.findall(r"^\| `([^`]+)`", (DOCS / "troubleshooting.md").read_text("utf-8"), re.MULTILINE)
+    return [row for row in rows if not row.startswith("No module named")]
+
+
+def test_the_page_of_troubles_has_messages():
+    assert len(quoted_messages()) > 30
+
+
+@pytest.mark.parametrize("message", quoted_messages())
+def test_every_message_of_the_page_of_troubles_is_the_programs(message, messages):
+    for part in filter(None, (part.strip() for part in message.split("…"))):
+        assert part in messages, f"no part of the program says {part!r}"
+
+
+def test_the_page_of_commands_is_what_the_parsers_say():
+    spec = importlib.util.spec_from_file_location("commands_page", DOCS / "_site" / "commands_page.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    page = module.PAGE.read_text("utf-8")
+    assert page == module.page(), "write it anew: python docs/_site/commands_page.py"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(DOCS).as_posix())
+def test_links_of_a_page_lead_to_files(page):
+    for link in re.findall(r"\]\(([^)#\s]+)(?:#[^)\s]*)?\)", page.read_text("utf-8")):
+        if "://" not in link and not link.startswith("mailto:"):
+            assert (page.parent / link).exists(), link
+
+
+def test_every_page_is_in_the_navigation():
+    navigation = (ROOT / "mkdocs.yml").read_text("utf-8")
+    for page in PAGES:
+        assert re.search(rf"(: | - ){re.escape(page.relative_to(DOCS).as_posix())}$", navigation, re.MULTILINE), page
