@@ -69,6 +69,7 @@ _FREE = frozenset(
         "torch_empty_cache_steps",
         "gradient_checkpointing",
         "gradient_checkpointing_kwargs",
+        "share_prompts",
         "vllm_gpu_memory_utilization",
         "vllm_enable_sleep_mode",
         "vllm_tensor_parallel_size",
