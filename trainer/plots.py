@@ -87,9 +87,10 @@ def _evaluations(
     shown = [_case_records(directories, series, asked) for asked in cases or [None]]  # may refuse: before any work
     written = save(evaluation.mean_teca(series, seed=seed), output, "teca-mean", formats)
     written += save(evaluation.right_against_wrong(series, seed=seed), output, "teca-right-wrong", formats)
-    written += save(evaluation.histogram(series, "length"), output, "lengths", formats)
-    written += save(evaluation.histogram(series, "teca"), output, "teca-last", formats)
     settings = settings_of(directories)
+    limits = {run: own["max_new_tokens"] for run, own in settings.items() if own.get("max_new_tokens")}
+    written += save(evaluation.histogram(series, "length", limits=limits), output, "lengths", formats)
+    written += save(evaluation.histogram(series, "teca"), output, "teca-last", formats)
     if has_sweep(settings):
         written += save(dial(dial_points(series, settings, seed=seed)), output, "dial", formats)
     for records in shown:

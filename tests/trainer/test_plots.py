@@ -155,7 +155,7 @@ def test_figures_draw_the_records(tmp_path):
         lengths = evaluation.histogram(series, "length").axes[0]
         for stairs in lengths.patches:
             assert stairs.get_data().values.sum() == pytest.approx(1)
-        means = sorted(line.get_xdata()[0] for line in lengths.lines)
+        means = sorted(float(line.get_segments()[0][0][0]) for line in lengths.collections)
         assert means == pytest.approx(sorted(curves["gsm8k", m].length.mean() for m in ("thinking", "cod")))
 
 
@@ -167,6 +167,23 @@ def test_several_runs_get_a_colour_each_and_a_row_per_method(tmp_path):
     assert [axis.get_title(loc="left") for axis in panels] == ["GSM8K, w/ thinking", "GSM8K, CoD"]
     assert [set(lines(axis)) for axis in panels] == [{"a", "b"}, {"a"}]
     assert len({line.get_color() for line in panels[0].lines}) == 2
+
+
+def test_lengths_of_many_policies_stand_on_lines_of_their_own_and_the_limit_is_drawn_where_it_is_reached(tmp_path):
+    runs = [(name, write_run(tmp_path / name, records())) for name in "abcd"]
+    series = read_series(runs)
+    longest = int(series[0].length.max())
+    with style.style():
+        axis = evaluation.histogram(series, "length", limits=dict.fromkeys("abcd", longest)).axes[0]
+        few = evaluation.histogram(series[:2], "length", limits={"a": longest + 1}).axes[0]
+    bases = [float(np.min(stairs.get_data().baseline)) for stairs in axis.patches[::2]]
+    tallest = max(float((stairs.get_data().values - stairs.get_data().baseline).max()) for stairs in axis.patches)
+    assert np.diff(bases) == pytest.approx([-1.1 * tallest] * 3)
+    assert bases[-1] == 0
+    assert [line.get_xdata()[0] for line in axis.lines] == [longest]
+    assert axis.get_xlabel().endswith("dotted: limit)")
+    assert not few.lines
+    assert {float(np.min(stairs.get_data().baseline)) for stairs in few.patches} == {0.0}
 
 
 def test_case_has_entropy_and_teca_on_one_scale():

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from trainer.plotting.curves import GRID, Series, mean_curve
-from trainer.plotting.style import COLOURS, RIGHT, WRONG, figure, label, legend_below, panel_titles
+from trainer.plotting.style import COLOURS, NEUTRAL, RIGHT, WRONG, figure, label, legend_below, panel_titles
 from trainer.records.names import benchmarks_in_order, title
 
 _PERCENT = 100 * GRID
@@ -141,10 +141,14 @@ def _bins(values: np.ndarray, *, logarithmic: bool, count: int = 30) -> np.ndarr
     return np.linspace(low, high, count + 1)
 
 
-def histogram(series: list[Series], quantity: str) -> Figure:
+def histogram(series: list[Series], quantity: str, *, limits: dict[str, int] | None = None) -> Figure:
     """Shares of responses by "length" or by last "teca"; a dashed line marks each mean.
 
-    Lengths that span more than a factor of 30 get a logarithmic axis. Bins are the same for all in a panel.
+    Lengths that span more than a factor of 30 get a logarithmic axis. Bins are the same for all in a panel. More than
+    three series in a panel are drawn one above the other, each on a line of its own, as they would hide each other.
+
+    Args:
+        limits: run -> the most tokens a response could have; drawn as a dotted line where responses reach it.
     """
     layout = _layout(series)
     for axis in layout.axes:
@@ -152,20 +156,27 @@ def histogram(series: list[Series], quantity: str) -> Figure:
         data = [one.length[one.length > 0] if quantity == "length" else one.teca[~np.isnan(one.teca)] for one in here]
         pooled = np.concatenate(data)
         unit = "response length (tokens" if quantity == "length" else "TECA at the last token (nats"
-        axis.set_xlabel(f"{unit}; dashed: mean)")
+        reached = {limits[one.run] for one in here if limits and one.run in limits} if quantity == "length" else set()
+        reached &= set(pooled.tolist())
+        axis.set_xlabel(f"{unit}; dashed: mean{'; dotted: limit' if reached else ''})")
         if pooled.size == 0:
             axis.text(0.5, 0.5, "no tokens", transform=axis.transAxes, ha="center")
             continue
         logarithmic = quantity == "length" and pooled.max() > 30 * pooled.min()
         edges = _bins(pooled, logarithmic=logarithmic)
-        for one, values in zip(here, data, strict=True):
+        shares = [np.histogram(values, edges)[0] / max(values.size, 1) for values in data]
+        apart = 1.1 * max(share.max() for share in shares) if len(here) > 3 else 0.0
+        for index, (one, values, share) in enumerate(zip(here, data, shares, strict=True)):
             if values.size == 0:
                 continue
+            base = apart * (len(here) - 1 - index)  # the first on top
             colour, name = layout.looks[one.run, one.method]
-            shares = np.histogram(values, edges)[0] / values.size
-            axis.stairs(shares, edges, color=colour, linewidth=1.3, label=name)
-            axis.stairs(shares, edges, color=colour, fill=True, alpha=0.15)
-            axis.axvline(values.mean(), color=colour, linestyle=(0, (4, 2)), linewidth=1)
+            axis.stairs(base + share, edges, baseline=base, color=colour, linewidth=1.3, label=name)
+            axis.stairs(base + share, edges, baseline=base, color=colour, fill=True, alpha=0.15)
+            top = base + (apart / 1.1 if apart else 1.05 * max(map(np.max, shares)))
+            axis.vlines(values.mean(), base, top, color=colour, linestyle=(0, (4, 2)), linewidth=1)
+        for limit in reached:
+            axis.axvline(limit, color=NEUTRAL, linestyle=":", linewidth=1)
         if logarithmic:
             axis.set_xscale("log")
             axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -173,6 +184,10 @@ def histogram(series: list[Series], quantity: str) -> Figure:
             axis.xaxis.set_minor_formatter(NullFormatter())
         axis.set_ylim(bottom=0)
         axis.yaxis.set_major_formatter(lambda share, _: f"{100 * share:.3g}%")
-        axis.set_ylabel("share of responses")
+        if apart:
+            axis.set_yticks([apart * index for index in range(len(here))], labels=[""] * len(here))
+            axis.set_ylabel(f"share (a line: {100 * apart:.0f}%)")
+        else:
+            axis.set_ylabel("share of responses")
     layout.legend()
     return layout.figure
