@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from vllm.exceptions import VLLMValidationError
 from vllm.platforms.cpu import CpuPlatform
 
 from trainer.sampling.early_exit import EarlyExit
-from trainer.sampling.teca_processor import take_entropies
+from trainer.sampling.teca_processor import refuse_speculation, take_entropies
 from trainer.sampling.teca_requests import decoded, request_arguments
 
 
@@ -144,6 +145,14 @@ def test_nothing_is_left_behind_by_ten_thousand_requests(engine):
     assert not processor.records._by_key
     assert len(processor.records) <= 4 * 16  # requests without a key that might have come back
     assert grown < 24 * 1024, f"{grown} KiB more"
+
+
+def test_speculative_decoding_is_refused_before_the_engine_starts(model_dir):
+    guesses = {"method": "ngram", "num_speculative_tokens": 2, "prompt_lookup_max": 3}
+    with pytest.raises(ValueError, match="speculative decoding"):
+        start(model_dir, speculative_config=guesses)
+    with pytest.raises(ValueError, match="one distribution per token"):  # vLLM's second runner leaves it to us
+        refuse_speculation(SimpleNamespace(speculative_config=guesses))
 
 
 def test_requests_put_off_take_up_where_they_were(model_dir, reference):

@@ -27,9 +27,9 @@ def test_the_second_model_runner_gives_the_same_entropies_and_exits(model_dir):
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     (line,) = (line for line in done.stdout.splitlines() if line.startswith("RESULTS"))
-    for counts, small_cache in zip(json.loads(line.removeprefix("RESULTS")), (False, True), strict=True):
-        assert counts["runner"] == "vllm.v1.worker.gpu.model_runner"
-        assert counts["responses"] == 14
-        assert counts["exits"] >= 1
-        assert (counts["preemptions"] > 0) == small_cache
-        assert counts["kept"] == 0
+    counts = json.loads(line.removeprefix("RESULTS"))
+    assert counts["runner"] == "vllm.v1.worker.gpu.model_runner"
+    assert counts["responses"] == 14
+    assert counts["exits"] >= 1
+    assert counts["preemptions"] > 0
+    assert counts["kept"] == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import random
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from trl.trainer import grpo_trainer
 
 from trainer.cer_trainer import CERTrainer
 from trainer.sampling.early_exit import EarlyExit
+from trainer.sampling.vllm_generation import RecordingVLLMGeneration
 
 LORA = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj", "gate_proj", "down_proj"])
 TEMPERATURE = 0.9
@@ -84,6 +86,21 @@ def largest_differences(trainer, tokenizer) -> tuple[float, float]:
     return logprob_error, entropy_error
 
 
+def process_around_the_engines_start(monkeypatch) -> list:
+    """What an engine in this process changes by itself, before and after it starts: random numbers, torch's threads."""
+    states = []
+    start = RecordingVLLMGeneration._init_vllm
+
+    def watched(self):
+        for act in (lambda: None, lambda: start(self)):
+            act()
+            numbers = torch.get_rng_state().tolist(), np.random.get_state()[1].tolist(), random.getstate()
+            states.append((*numbers, torch.set_num_threads))
+
+    monkeypatch.setattr(RecordingVLLMGeneration, "_init_vllm", watched)
+    return states
+
+
 @pytest.mark.parametrize(
     ("tuning", "tied"), [("full", True), ("full", False), ("lora", True)], ids=["full, tied head", "full", "lora"]
 )
@@ -98,8 +115,11 @@ def test_new_weights_take_effect_and_no_pass_is_made(tuning, tied, tmp_path, tok
         return original(self, *args, **kwargs)
 
     monkeypatch.setattr(grpo_trainer.GRPOTrainer, "_get_per_token_logps_and_entropies", counted)
+    process = process_around_the_engines_start(monkeypatch)
     trainer, seen = train(model, tmp_path, tokenizer, **({"peft_config": LORA} if tuning == "lora" else {}))
     assert passes == ["gradient", "gradient"]
+    before, after = process
+    assert before == after
     for entry in trainer.state.log_history[:2]:
         assert entry["teca/rollout_difference_max"] < 2e-5
         assert entry["sampling/sampling_logp_difference/max"] < 1e-4
@@ -161,23 +181,6 @@ def test_exits_are_made_and_masked_and_scoring_still_works(tmp_path, tokenizer, 
     assert 0 < log["early_exit/forced_tokens"] <= 2
     assert "teca/rollout_difference" not in log
     del trainer
-    gc.collect()
-
-
-def test_an_engine_in_this_process_leaves_its_random_numbers_and_threads_alone(tmp_path, tokenizer, model_dir):
-    from trainer.sampling.vllm_generation import _process_kept
-
-    torch.manual_seed(5)
-    np.random.seed(5)
-    state, numbers, set_num_threads = torch.get_rng_state(), np.random.get_state()[1].copy(), torch.set_num_threads
-    with _process_kept():
-        from engines import start
-
-        llm = start(model_dir)
-    assert torch.equal(torch.get_rng_state(), state)
-    assert (np.random.get_state()[1] == numbers).all()
-    assert torch.set_num_threads is set_num_threads
-    del llm
     gc.collect()
 
 
