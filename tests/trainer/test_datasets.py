@@ -238,6 +238,32 @@ def test_ground_truth_alone():
         ground_truth(True, "here")
 
 
+@pytest.mark.parametrize(
+    ("solution", "truth"),
+    [
+        (r"Twice: \framebox{8}", "8"),
+        (r"Twice:\nso \framebox[2cm]{8}.", "8"),
+        (r"Twice: \fbox{8}", "8"),
+        ("Twice.\n<answer>8</answer>", "8"),
+        ("<answer> 1 < 8 </answer>", "1 < 8"),
+        ("We add.\nThe answer is 8.", "8"),
+        ("#### Solution\nWe add: \\boxed{8}", "8"),
+        ("x < 8", "x < 8"),
+        ("The answer is 8", "The answer is 8"),
+    ],
+)
+def test_the_answer_of_a_solution_is_found_however_it_is_marked(solution, truth):
+    assert ground_truth(solution, "") == truth
+    assert grade(rf"\boxed{{{'8' if truth[-1] == '8' and len(truth) == 1 else truth}}}", solution)
+    assert not grade(r"\boxed{9}", solution)
+
+
+@pytest.mark.parametrize("solution", [r"so \framebox{}", r"cut off: \boxed{8", "We add.\nThen we are done.", "8 ####"])
+def test_a_solution_without_an_answer_is_refused(solution):
+    with pytest.raises(DataError, match="here: no answer in"):
+        ground_truth(solution, "here")
+
+
 def test_a_path_is_a_path_whatever_signs_are_in_it(tmp_path):
     others = [{"question": "another file", "answer": "0"}]
     for name, decoy in (

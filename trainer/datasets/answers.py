@@ -11,14 +11,15 @@ import math
 from decimal import Decimal
 
 from trainer.datasets.files import DataError
-from trainer.grading.boxes import last_boxed
-from trainer.grading.extract import after_hashes
+from trainer.grading.boxes import has_box
+from trainer.grading.extract import after_hashes, reference_answer
 
 _NO_ANSWERS = frozenset({"nan", "null", "<na>", "n/a"})  # what exports of tables write for nothing
 
 
 def ground_truth(answer, where: str) -> str:
-    r"""Returns the reference answer alone: what follows "####", what is in the last \boxed{}, or the text itself.
+    r"""Returns the reference answer alone: what follows "####", what is in the last \boxed{} (\fbox, \framebox) or
+    <answer>, what a solution of several lines says "the answer is", or the text itself.
 
     answer: text, a number (its digits are kept), or a list of them (any one is right). where: for errors.
     Raises DataError for what is no answer: nothing, true and false, NaN, infinity, a solution that states none.
@@ -36,13 +37,8 @@ def ground_truth(answer, where: str) -> str:
     if text.casefold() in _NO_ANSWERS:
         raise DataError(f"{where}: {text!r} is no answer")
     text = encodable(text, where)
-    if "####" in text:
-        alone = after_hashes(text)
-    elif "\\boxed" in text or "\\fbox" in text:
-        alone = last_boxed(text)
-    elif "\n" in text:  # a worked solution, and no sign where its answer stands
-        alone = None
-    else:
+    alone = (after_hashes(text) if "####" in text else None) or reference_answer(text)
+    if alone is None and not ("####" in text or has_box(text) or "\n" in text):  # a solution that marks no answer
         alone = text
     if not alone:
         shown = text if len(text) <= 200 else "..." + text[-200:]

@@ -28,8 +28,8 @@ False
 import json
 
 from trainer.grading.answer import equivalent
-from trainer.grading.boxes import MAX_ANSWER_CHARS, last_boxed
-from trainer.grading.extract import after_hashes, stated_answer
+from trainer.grading.boxes import MAX_ANSWER_CHARS
+from trainer.grading.extract import reference_answer, stated_answer
 from trainer.grading.normalize import normalize
 from trainer.grading.symbolic import symbolically_equal
 
@@ -55,8 +55,9 @@ def grade(response: str, ground_truth: str | int | float | list) -> bool:
     r"""Returns True if the final answer of `response` equals `ground_truth`; see answer.py for the rules of equality.
 
     response: the model's text, thinking included; extract_answer says which answer in it counts: a box in the thinking
-    alone is paid, by the published rule. ground_truth: the answer alone, or a solution text that ends in one (a box or
-    "####"); a list of answers, or the text of a JSON list of texts (["7", "seven"]), of which any one is right.
+    alone is paid, by the published rule. ground_truth: the answer alone, or a solution text that ends in one (a box,
+    "####" or <answer>); a list of answers, or the text of a JSON list of texts (["7", "seven"]), of which any one is
+    right.
     Raises: nothing that depends on the texts; RuntimeError if math-verify is not installed and is needed.
     """
     if isinstance(ground_truth, list | tuple):
@@ -65,7 +66,7 @@ def grade(response: str, ground_truth: str | int | float | list) -> bool:
         return grade(response, several)
     answer = extract_answer(response)
     gold = ground_truth if isinstance(ground_truth, str) else str(ground_truth)
-    gold = last_boxed(gold) or after_hashes(gold) or gold
+    gold = reference_answer(gold) or gold
     if answer is None or len(answer) > MAX_ANSWER_CHARS or len(gold) > MAX_ANSWER_CHARS:
         return False
     return equivalent(normalize(gold), normalize(answer), symbolically_equal)

@@ -27,6 +27,11 @@ _PLACEHOLDER = re.compile(
 _PLACEHOLDER_DRESS = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|emph)\s*\{([^{}]*)\}|[\[\]<>{}$\"'`]")
 
 
+def has_box(text: str) -> bool:
+    """True where a box opens, also if it is cut off or holds no answer."""
+    return "\\" in text and bool(_BOX.search(text))
+
+
 def last_boxed(text: str) -> str | None:
     """Returns the content of the last box that holds an answer, or None."""
     found = last_box(text)

@@ -4,7 +4,7 @@ In: the whole response. Out: the text of its last answer, or None. Where thinkin
 something after it states an answer, only that text counts; otherwise the whole response does. In it, in this order, the
 last one of a kind wins:
 
-1. a balanced \boxed{...} or \fbox{...} that is no placeholder, or <answer>...</answer>: the later of the two;
+1. a balanced box (boxes.py) that is no placeholder, or <answer>...</answer>: the later of the two;
 2. "#### ..." (GSM8K), to the end of the line, unless that line is a heading or a later sentence states an answer;
 3. "the final answer is ...", "Answer: ...", to the end of the sentence.
 
@@ -13,7 +13,7 @@ Only the last MAX_RESPONSE_CHARS characters are looked at; every step is linear 
 
 import re
 
-from trainer.grading.boxes import MAX_ANSWER_CHARS, is_placeholder, last_box
+from trainer.grading.boxes import MAX_ANSWER_CHARS, has_box, is_placeholder, last_box, last_boxed
 
 MAX_RESPONSE_CHARS = 200_000
 
@@ -60,6 +60,15 @@ def stated_answer(response: str) -> str | None:
         if end and (stated := _stated_in(response[end:], has_tags=tag >= end)):
             return stated
     return _stated_in(response, has_tags=tag >= 0)
+
+
+def reference_answer(text: str) -> str | None:
+    """Returns the answer that a ground truth marks: a box, "#### N", <answer>, or, in several lines, "the answer is N".
+
+    None where nothing in it is marked.
+    """
+    marked = last_boxed(text) or after_hashes(text) or (_marked(text, has_tags=True) if "</" in text else None)
+    return marked or (after_final_answer(text) if "\n" in text else None)
 
 
 def _end_of_thinking(text: str, tag: int) -> int:
@@ -129,7 +138,7 @@ def after_final_answer(text: str) -> str | None:
     if last is None:
         return None
     sentence = _SENTENCE.match(last.string, last.end())
-    if not sentence or r"\boxed" in sentence[0] or r"\fbox" in sentence[0]:  # a box that was cut off is no answer
+    if not sentence or has_box(sentence[0]):  # a box that was cut off is no answer
         return None
     stated = sentence[0].strip().strip("*_ ")
     end = _SENTENCE_END.search(stated)
