@@ -23,6 +23,10 @@ PREFERRED_ROWS = {"cpu": 512, "cuda": 4096}
 # one of 64 MiB made the whole forward half as slow again (D = 256). CUDA tiles are as wide as the workspace allows.
 PREFERRED_COLUMNS = {"cpu": 2048, "cuda": 2**31}
 FEWEST_COLUMNS = 64
+# The rows of a tile begin a multiple of this many elements apart: cuBLAS multiplies 16-bit operands whose rows are not
+# aligned to 16 bytes by slower kernels, and an odd vocabulary has a last tile of any width. On a CPU rows follow one
+# another, but for those of kept dlogits (tiles.py).
+ROW_STRIDE_UNIT = {"cpu": 1, "cuda": 16}
 # Where whole rows are kept, a tile is what one GEMM makes. cuBLAS cuts it into blocks of 128 rows and gives every
 # multiprocessor one at a time: 416 rows pay for 512. 512 rows of 151936 and a tile of dlogits are 313 MiB; a tile of
 # 132 x 128 columns fills the 132 multiprocessors of an H100 in whole waves (bench/gpu/gemm_model.py: 2.5x the bare GEMM
@@ -30,6 +34,11 @@ FEWEST_COLUMNS = 64
 WHOLE_ROW_WORKSPACE_BYTES = {"cpu": 256 * 2**20, "cuda": 320 * 2**20}
 WHOLE_ROW_COLUMNS = {"cpu": 2048, "cuda": 132 * 128}
 WHOLE_ROW_UNIT = {"cpu": 16, "cuda": 128}
+
+
+def row_stride(cols: int, unit: int) -> int:
+    """Elements from one row of a tile of `cols` columns to the next: the least multiple of `unit`."""
+    return -(-cols // unit) * unit
 
 
 class Tiling(NamedTuple):
@@ -54,14 +63,17 @@ def plan_tiles(
     bytes_per_column: int,
     preferred_rows: int,
     preferred_columns: int,
+    stride_unit: int = 1,
 ) -> Tiling:
-    """The largest tile with rows * cols * bytes_per_logit + cols * bytes_per_column <= workspace_bytes and no more than
-    preferred_columns; more than preferred_rows only where the vocabulary is narrower than that.
+    """The largest tile with rows * cols * bytes_per_logit + cols * bytes_per_column <= workspace_bytes, cols rounded up
+    to a multiple of `stride_unit` (which divides FEWEST_COLUMNS), and no more than preferred_columns; more than
+    preferred_rows only where the vocabulary is narrower than that.
 
     Columns first give way (down to FEWEST_COLUMNS), then rows. Tiles are evened out, so that none is a narrow rest.
     Raises ValueError where not even one row of FEWEST_COLUMNS columns fits.
     """
-    fewest = min(vocabulary, FEWEST_COLUMNS)
+    narrowest = min(vocabulary, FEWEST_COLUMNS)
+    fewest = row_stride(narrowest, stride_unit)
     needed = fewest * (bytes_per_logit + bytes_per_column)
     if workspace_bytes < needed:
         raise ValueError(f"workspace_bytes: expected at least {needed} for these inputs, got {workspace_bytes}")
@@ -71,13 +83,16 @@ def plan_tiles(
     if cols < fewest:
         cols = fewest
         tile_rows = (workspace_bytes // cols - bytes_per_column) // bytes_per_logit
-    cols = min(cols, vocabulary, max(preferred_columns, fewest))
+    if cols < row_stride(vocabulary, stride_unit):
+        cols -= cols % stride_unit
+    cols = min(cols, vocabulary, max(preferred_columns, narrowest))
     if cols < vocabulary:
         even = -(-vocabulary // -(-vocabulary // cols))  # as many tiles, of one width
         cols = min(cols, -(-even // FEWEST_COLUMNS) * FEWEST_COLUMNS)
     if cols == vocabulary:
         tile_rows = max(tile_rows, preferred_rows * preferred_columns // vocabulary)
-    tile_rows = min(rows, tile_rows, (workspace_bytes // cols - bytes_per_column) // bytes_per_logit)
+    stride = row_stride(cols, stride_unit)
+    tile_rows = min(rows, tile_rows, (workspace_bytes // stride - bytes_per_column) // bytes_per_logit)
     even = -(-rows // -(-rows // tile_rows))
     return Tiling(even, cols)
 
@@ -102,15 +117,18 @@ def plan_whole_rows(
     columns: int,
     unit: int,
     row_unit: int = 1,
+    stride_unit: int = 1,
 ) -> Tiling:
     """The most rows whose logits fit whole, in column tiles of one width of at most `columns`:
-    rows * (vocabulary * bytes_per_logit + cols * bytes_per_tile_logit) + cols * bytes_per_column <= workspace_bytes.
+    rows * (vocabulary * bytes_per_logit + cols * bytes_per_tile_logit) + cols * bytes_per_column <= workspace_bytes,
+    vocabulary and cols rounded up to a multiple of `stride_unit`.
 
     Row tiles are evened out, in multiples of `unit` rows where there are as many (of 16 where not), and always of
     `row_unit`, which divides `rows`. Raises ValueError where not even that many rows fit.
     """
     cols = even_columns(vocabulary, columns)
-    per_row = vocabulary * bytes_per_logit + cols * bytes_per_tile_logit
+    stride = row_stride(cols, stride_unit)
+    per_row = row_stride(vocabulary, stride_unit) * bytes_per_logit + stride * bytes_per_tile_logit
     needed = row_unit * per_row + cols * bytes_per_column
     if workspace_bytes < needed:
         raise ValueError(f"workspace_bytes: expected at least {needed} for these inputs, got {workspace_bytes}")
@@ -183,6 +201,7 @@ def plan_head(
             columns=WHOLE_ROW_COLUMNS[device],
             unit=WHOLE_ROW_UNIT[device],
             row_unit=row_unit,
+            stride_unit=ROW_STRIDE_UNIT[device],
         )
     columns = PREFERRED_COLUMNS[device]
     if long_tiles:
@@ -195,4 +214,5 @@ def plan_head(
         bytes_per_column=bytes_per_column,
         preferred_rows=PREFERRED_ROWS[device],
         preferred_columns=columns,
+        stride_unit=ROW_STRIDE_UNIT[device],
     )

@@ -23,9 +23,9 @@ import torch
 from torch import Tensor
 
 from cer_ext import ops
-from cer_ext.tile_plan import Extras, Tiling, keeps_dlogits, plan_head
+from cer_ext.tile_plan import ROW_STRIDE_UNIT, Extras, Tiling, keeps_dlogits, plan_head, row_stride
 
-ROW_ALIGNMENT = 32  # elements between the rows of kept dlogits: 64 bytes
+KEPT_ROW_UNIT = 32  # elements between the rows of kept dlogits: 64 bytes
 
 
 def multiplies_bfloat16(hidden: Tensor, weight: Tensor) -> bool:
@@ -108,15 +108,20 @@ class Matrices:
         self._whole_rows = plan.whole_rows
         (vocabulary, width), device, extras = weight.shape, hidden.device, plan.extras
         tile_rows, cols = plan.tiling
-        self._tile = torch.empty(tile_rows * (vocabulary if plan.whole_rows else cols), dtype=self.real, device=device)
-        self._dlogits = torch.empty(tile_rows * cols, dtype=hidden.dtype, device=device) if extras.low_dlogits else None
+        self._stride_unit = ROW_STRIDE_UNIT[device.type]
+        stride = row_stride(cols, self._stride_unit)
+        whole_stride = row_stride(vocabulary, self._stride_unit) if plan.whole_rows else stride
+        self._tile = torch.empty(tile_rows * whole_stride, dtype=self.real, device=device)
+        self._dlogits = (
+            torch.empty(tile_rows * stride, dtype=hidden.dtype, device=device) if extras.low_dlogits else None
+        )
         self._weight = torch.empty((cols, width), dtype=self.real, device=device) if extras.weight_copy else None
         self._converted: slice | None = None  # the columns whose copy is in _weight
         self._packed = self._pack() if plan.own_product else None
         self._grad = torch.empty((cols, width), dtype=self.real, device=device) if extras.weight_grad else None
         self.keeps_dlogits = extras.kept_dlogits
         if extras.kept_dlogits:
-            stride = -(-(vocabulary if plan.whole_rows else cols) // ROW_ALIGNMENT) * ROW_ALIGNMENT
+            stride = row_stride(vocabulary if plan.whole_rows else cols, KEPT_ROW_UNIT)
             self._kept = torch.empty((self.rows, stride), dtype=hidden.dtype)
         else:
             self._kept = None
@@ -159,13 +164,17 @@ class Matrices:
 
     def kept_tile(self, rows: int, columns: slice) -> Tensor:
         """Where the logits of the current `rows` rows lie, (rows, cols)."""
-        cols = columns.stop - columns.start
         start = rows * columns.start if self._whole_rows else 0
-        return self._tile[start : start + rows * cols].view(rows, cols)
+        return self._rows_of(self._tile[start:], rows, columns.stop - columns.start)
+
+    def _rows_of(self, buffer: Tensor, rows: int, cols: int) -> Tensor:
+        """(rows, cols) at the beginning of a buffer; rows begin at multiples of ROW_STRIDE_UNIT."""
+        stride = row_stride(cols, self._stride_unit)
+        return buffer[: rows * stride].view(rows, stride)[:, :cols]
 
     def dlogits_tile(self, logits_tile: Tensor) -> Tensor:
         """Where dlogits of a tile go: its own memory, or a low-precision buffer that the next GEMMs can read."""
-        return logits_tile if self._dlogits is None else self._dlogits[: logits_tile.numel()].view(logits_tile.shape)
+        return logits_tile if self._dlogits is None else self._rows_of(self._dlogits, *logits_tile.shape)
 
     def kept_dlogits(self, rows: slice, columns: slice) -> Tensor:
         """Where dlogits of some of all rows are kept (keeps_dlogits), (rows, cols): those of all columns of a plan of

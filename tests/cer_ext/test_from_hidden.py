@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cer_ext import linear_logprobs_and_entropy, logprobs_and_entropy, reference
-from cer_ext.tile_plan import FEWEST_COLUMNS, plan_tiles
+from cer_ext.tile_plan import FEWEST_COLUMNS, plan_tiles, row_stride
 
 LOW = [torch.bfloat16, torch.float16]
 
@@ -205,10 +205,11 @@ def test_two_threads_give_the_numbers_of_one():
     bytes_per_column=st.sampled_from([0, 64, 4096, 32768]),
     preferred_rows=st.sampled_from([1, 512, 4096]),
     preferred_columns=st.sampled_from([1, 2048, 2**31]),
+    stride_unit=st.sampled_from([1, 16]),
     workspace_bytes=st.integers(1, 2**30),
 )
 def test_planned_tiles_cover_everything_and_fit(
-    rows, vocabulary, bytes_per_logit, bytes_per_column, preferred_rows, preferred_columns, workspace_bytes
+    rows, vocabulary, bytes_per_logit, bytes_per_column, preferred_rows, preferred_columns, stride_unit, workspace_bytes
 ):
     def plan():
         return plan_tiles(
@@ -219,16 +220,20 @@ def test_planned_tiles_cover_everything_and_fit(
             bytes_per_column=bytes_per_column,
             preferred_rows=preferred_rows,
             preferred_columns=preferred_columns,
+            stride_unit=stride_unit,
         )
 
-    if workspace_bytes < min(vocabulary, FEWEST_COLUMNS) * (bytes_per_logit + bytes_per_column):
+    fewest = row_stride(min(vocabulary, FEWEST_COLUMNS), stride_unit)
+    if workspace_bytes < fewest * (bytes_per_logit + bytes_per_column):
         with pytest.raises(ValueError, match="workspace_bytes: expected at least"):
             plan()
         return
     tiling = plan()
     assert 1 <= tiling.rows <= rows
     assert 1 <= tiling.cols <= vocabulary
-    assert tiling.rows * tiling.cols * bytes_per_logit + tiling.cols * bytes_per_column <= workspace_bytes
+    stride = row_stride(tiling.cols, stride_unit)
+    assert tiling.rows * stride * bytes_per_logit + tiling.cols * bytes_per_column <= workspace_bytes
+    assert tiling.cols % stride_unit == 0 or tiling.cols == vocabulary
     for tiles, total in (
         (tiling.row_tiles(min(rows, 5000)), min(rows, 5000)),
         (tiling.column_tiles(vocabulary), vocabulary),

@@ -326,6 +326,7 @@ def test_a_loss_that_depends_on_nothing_gives_zero_gradients():
     bytes_per_column=st.integers(0, 2**16),
     columns=st.sampled_from([2048, 16896]),
     unit=st.sampled_from([16, 128]),
+    stride_unit=st.sampled_from([1, 16]),
     workspace_bytes=st.integers(1, 2**30),
 )
 def test_planned_whole_rows_fit(workspace_bytes, **shape):
@@ -335,8 +336,9 @@ def test_planned_whole_rows_fit(workspace_bytes, **shape):
     unit = shape["unit"]
 
     def needed(rows, cols):
-        tile = cols * shape["bytes_per_tile_logit"]
-        return rows * (shape["vocabulary"] * shape["bytes_per_logit"] + tile) + cols * shape["bytes_per_column"]
+        stride, whole = (tile_plan.row_stride(width, shape["stride_unit"]) for width in (cols, shape["vocabulary"]))
+        per_row = whole * shape["bytes_per_logit"] + stride * shape["bytes_per_tile_logit"]
+        return rows * per_row + cols * shape["bytes_per_column"]
 
     if workspace_bytes < needed(1, tile_plan.even_columns(shape["vocabulary"], shape["columns"])):
         with pytest.raises(ValueError, match="workspace_bytes: expected at least"):
@@ -363,5 +365,6 @@ def test_on_cuda_whole_rows_come_in_the_blocks_of_a_gemm():
         bytes_per_column=0,
         columns=tile_plan.WHOLE_ROW_COLUMNS["cuda"],
         unit=tile_plan.WHOLE_ROW_UNIT["cuda"],
+        stride_unit=tile_plan.ROW_STRIDE_UNIT["cuda"],
     )
     assert tiling == (512, 16896)

@@ -20,7 +20,7 @@ from pretended_cuda import HostSync, load_kernels, on_cuda, pretended_cuda, to_h
 from torch import Tensor
 
 import cer_ext
-from cer_ext import reference
+from cer_ext import reference, tiles
 
 IGNORE = -100
 
@@ -132,6 +132,72 @@ def test_one_pass_gives_the_loss_and_gradients_of_float64(
     inputs = [hidden, weight] if trained else [hidden]
     head.check(torch.autograd.grad(result.loss, inputs), gradients[: len(inputs)])
     assert sum(name == "cer_finish_rows" for name in launched) > 1  # several tiles of rows
+
+
+@pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_several_targets_and_the_largest_give_float64s_outputs_and_gradients(
+    launched: list[str], dtype: torch.dtype, trained: bool
+) -> None:
+    head = Head(dtype)
+    several = torch.stack([head.target, (head.target + 1).clamp(min=0) % 1003, head.target], 1)  # one of them twice
+    hidden, weight, _ = head.tensors(trained)
+    options = {"temperature": on_cuda(head.temperature), "workspace_bytes": 1 << 16}
+    found = cer_ext.linear_target_statistics(hidden, weight, on_cuda(several), **options)
+    exact = [x.double().requires_grad_() for x in (head.hidden, head.weight)]
+    expected = reference.linear_target_statistics(*exact, several, temperature=head.temperature)
+    for name, have, want in zip(found._fields, found, expected, strict=True):
+        if name == "is_top1":
+            assert (to_host(have) == want).all()
+        else:
+            torch.testing.assert_close(to_host(have).double(), want.detach(), rtol=1e-5, atol=1e-5)
+
+    g = torch.linspace(-1, 1, several.numel()).view(several.shape).double()
+    h = head.upstream[1]
+    inputs = [hidden, weight] if trained else [hidden]
+    got = torch.autograd.grad(
+        [found.logprobs, found.entropy], inputs, [on_cuda(x.to(found.logprobs.dtype)) for x in (g, h)]
+    )
+    wanted = torch.autograd.grad([expected[0], expected[3]], exact, [g, h])
+    head.check(list(got), list(wanted[: len(inputs)]))
+
+    top = cer_ext.linear_topk_logprobs(hidden, weight, 5, **options)
+    every = torch.arange(1003).expand(len(several), 1003)
+    logp = reference.linear_target_statistics(*exact, every, temperature=head.temperature)[0].detach()
+    torch.testing.assert_close(to_host(top.logprobs).double(), logp.topk(5).values, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(logp.gather(1, to_host(top.indices)), logp.topk(5).values, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("one_pass", [False, True])
+@pytest.mark.parametrize("workspace_bytes", [1 << 16, 1 << 22])
+def test_tiles_of_an_odd_vocabulary_begin_their_rows_at_aligned_addresses(
+    launched: list[str], one_pass: bool, workspace_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """V = 1003, D = 24, several tiles or one: logits and dlogits, as results and as operands of the products."""
+    head = Head(torch.bfloat16)
+    strides = set()
+    multiply = tiles.Matrices.multiply
+
+    def record(self, a, b, out, *, accumulate):
+        for x in (a, b, out):
+            width = max(x.stride())
+            if 24 not in x.shape or x.stride() != (24, 1):
+                strides.add(width)
+        return multiply(self, a, b, out, accumulate=accumulate)
+
+    monkeypatch.setattr(tiles.Matrices, "multiply", record)
+    hidden, weight, _ = head.tensors()
+    target, workspace = on_cuda(head.target), max(workspace_bytes, 1 << 18 if one_pass else 0)
+    if one_pass:
+        loss = cer_ext.linear_token_loss(
+            hidden, weight, target, lambda logprobs, entropy, rows: logprobs.sum(), workspace_bytes=workspace
+        ).loss
+    else:
+        loss = cer_ext.linear_logprobs_and_entropy(hidden, weight, target, workspace_bytes=workspace)[0].sum()
+    torch.autograd.grad(loss, [hidden, weight])
+    wide = {stride for stride in strides if stride != 24}  # 24: of weight.T
+    assert wide
+    assert all(stride % 16 == 0 for stride in wide), wide
 
 
 def test_few_rows_are_split_over_blocks_and_merged(launched: list[str]) -> None:
