@@ -1,7 +1,10 @@
-"""Fixtures for every test: which device to run on."""
+"""For every test: which device to run on, and a census of what was skipped (skip_census.py)."""
 
 import pytest
 import torch
+from skip_census import pytest_configure
+
+__all__ = ["device", "pytest_configure"]
 
 
 @pytest.fixture(params=["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"])
