@@ -32,8 +32,9 @@ def parsers() -> dict[str, argparse.ArgumentParser]:
 
 def cell(text: str) -> str:
     """Text in a cell of a markdown table, as it stands."""
-    for sign in "\\|*_<>`[]":
+    for sign in "\\|*_`[]":
         text = text.replace(sign, f"\\{sign}")
+    text = text.replace("<", "&lt;").replace(">", "&gt;")
     return " ".join(text.split())
 
 
