@@ -1,6 +1,6 @@
 """What was built, and what will be used where.
 
-In: nothing. Out: a dictionary that prints as a page. The driver is asked for its version and its devices, no more.
+In: nothing. Out: a dictionary that prints as a page. Only the driver's version and its devices are queried.
 """
 
 from __future__ import annotations

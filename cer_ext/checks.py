@@ -1,4 +1,4 @@
-"""Checks of what a caller passes, made once, at the border.
+"""Checks of the arguments that a caller passes, made once, where they come in.
 
 In: an argument as the caller gave it, and its name. Out: the argument in the one form that the rest of the package
 uses, or a TypeError / ValueError that names it, says what was expected and what came.
@@ -132,7 +132,7 @@ def check_flag(name: str, value: Any) -> bool:
 
 
 def check_validate(validate: Any, device: torch.device) -> bool:
-    """None means: where looking at the values is free (CPU), and not where it would stall the stream (CUDA)."""
+    """None means: check on a CPU, where it is free, and not on CUDA, where it would stall the stream."""
     return device.type == "cpu" if validate is None else check_flag("validate", validate)
 
 

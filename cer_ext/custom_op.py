@@ -99,7 +99,7 @@ def refuse_double_backward(ctx, *grads) -> None:
 
 
 def refuse_forward_mode(**tensors: Tensor | None) -> None:
-    """Raise where an argument carries a tangent, which the op would drop without a word."""
+    """Raise where an argument carries a tangent, which the op would silently drop."""
     for name, tensor in tensors.items():
         if tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None:
             raise RuntimeError(

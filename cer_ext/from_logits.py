@@ -186,7 +186,7 @@ def _backward_in_place(
     if target.numel():
         grads = (grad_logprobs, grad_entropy, grad_lse)
         _write_dlogits(logits, logits, target, temperature, stats, grads, scalars, ignore_index)
-    torch.autograd.graph.increment_version(logits)  # whoever else saved the logits is told
+    torch.autograd.graph.increment_version(logits)  # others that saved the logits will notice
 
 
 # ------------------------------------------------------------------------------------------------ shapes and gradients
@@ -287,7 +287,7 @@ BACKWARD_IN_PLACE = define_op(
 
 
 def _check_inplace_backward(logits: Tensor) -> None:
-    """Refuse logits whose memory is not the caller's to give away."""
+    """Refuse logits whose memory must not be overwritten."""
     if not logits.is_contiguous():  # expanded and overlapping ones are not either
         raise ValueError(
             "inplace_backward: expected contiguous logits, whose memory dlogits can take, "

@@ -1,4 +1,4 @@
-"""The keywords that public functions share, for type checkers: what the functions themselves state once more."""
+"""The keywords that public functions share, for type checkers; the functions state them again."""
 
 from __future__ import annotations
 

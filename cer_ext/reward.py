@@ -25,7 +25,7 @@ from torch import Tensor
 from cer_ext import checks, ops
 from cer_ext.teca import check_mask
 
-LEAST_SCALE_NATS = 1.0  # e^S: among how many responses a policy chooses; below one nat hardly a choice is left
+LEAST_SCALE_NATS = 1.0  # e^S: how many responses a policy chooses among; below one nat hardly any choice
 
 
 def _last(teca: Tensor, mask: Tensor | None) -> Tensor:
@@ -56,7 +56,7 @@ def _check_correct(correct: Any, device: torch.device) -> Tensor:
 
 
 def cer_reward(teca_or_last: Any, correct: Any, *, mask: Any = None, weight: float = 0.5) -> Tensor:
-    """Reward of each response: for a right answer the more, the lower its cumulative entropy.
+    """Reward of each response: the lower its cumulative entropy, the higher for a right answer.
 
         reward = 1 + weight * exp(-TECA_last) where right, 0 where wrong
 

@@ -35,7 +35,7 @@ class Rows(NamedTuple):
 
     @classmethod
     def select(cls, alive: Tensor | None, target: Tensor, inverse: Tensor | None) -> Rows:
-        """Those where `alive` is True. None means that nobody looked (CUDA: looking would wait for the device)."""
+        """Those where `alive` is True. None: not checked (on CUDA that would wait for the device)."""
         if alive is None or bool(alive.all()):
             return cls(None, target, inverse)
         indices = alive.nonzero().view(-1)

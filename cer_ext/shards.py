@@ -1,4 +1,4 @@
-"""Ranks that hold a head together: who has which rows of the weight, and what they tell one another.
+"""A head spread over ranks: which rows of the weight each rank has, and what the ranks exchange.
 
 In: a process group, of whose ranks each calls with its shard of the weight (V_r, D), r = 0, 1, ... in the order of the
 vocabulary. A shard may have any number of rows, none too. Out: the layout of the vocabulary, and these sums over ranks:
@@ -8,8 +8,8 @@ vocabulary. A shard may have any number of rows, none too. Out: the layout of th
     what each rank adds to grad_hidden -> grad_hidden
         one all_reduce where every rank has all tokens, one reduce_scatter where each has its own
 
-Errors: a rank that found something wrong says so to the others before anything else is sent (`agree`), so that all of
-them raise and none waits for ever. That takes one exchange of a few integers a call, where arguments are validated.
+Errors: a rank that finds a wrong argument tells the others before anything else is sent (`agree`), so that all of them
+raise and none waits for ever. That takes one exchange of a few integers a call, where arguments are validated.
 
 Source: csrc/softmax_state.h for the merge; Megatron-LM, arXiv 1909.08053, section 3, for the cut of the vocabulary.
 """

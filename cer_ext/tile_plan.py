@@ -69,7 +69,7 @@ def plan_tiles(
     to a multiple of `stride_unit` (which divides FEWEST_COLUMNS), and no more than preferred_columns; more than
     preferred_rows only where the vocabulary is narrower than that.
 
-    Columns first give way (down to FEWEST_COLUMNS), then rows. Tiles are evened out, so that none is a narrow rest.
+    Columns are reduced first (down to FEWEST_COLUMNS), then rows. Tiles are made about equal, so that none is narrow.
     Raises ValueError where not even one row of FEWEST_COLUMNS columns fits.
     """
     narrowest = min(vocabulary, FEWEST_COLUMNS)

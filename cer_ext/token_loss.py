@@ -3,7 +3,7 @@
 In: hidden (..., D), weight (V, D), target (...), a function of (logprobs, entropy). Out: its loss, logprobs, entropy.
 
 linear_logprobs_and_entropy makes the logits twice, forward and backward, because a loss comes between the two. Where
-the loss is a sum over tokens, no row has to wait for the rest of the batch: once it is folded, its gradients are known
+the loss is a sum over tokens, the gradients of a row are known as soon as its logits are folded
 (one_pass.py).
 
 Two GEMMs for a frozen weight where recomputation needs three, three for a trained one instead of four (but for many

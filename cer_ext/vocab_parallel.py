@@ -32,7 +32,7 @@ from cer_ext.transform import Scalars, Transform, inverse_temperature
 
 
 def layout(head: checks.Head, want_entropy: bool, want_lse: bool) -> Shards:
-    """Who holds which rows: agreed upon by an exchange, or as stated where nobody wants to wait for one."""
+    """Who holds which rows: agreed upon by an exchange, or as the caller stated it."""
     assert head.group is not None
     rows = head.weight.shape[0]
     if head.vocabulary and not head.validate:

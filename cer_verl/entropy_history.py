@@ -1,7 +1,7 @@
 """TECA and length of every training step, for the padding alarm, kept through checkpoints.
 
 In: their means, one pair a step. Out: the alarm of trainer/training/padding_alarm.py, logged as 1.0 and, when it begins
-to sound, said once. verl's loggers can't be read back, so the history is a small JSON file in every checkpoint.
+to sound, printed once. verl's loggers can't be read back, so the history is a small JSON file in every checkpoint.
 """
 
 from __future__ import annotations

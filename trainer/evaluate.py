@@ -4,7 +4,7 @@
     --score FILE, model         ->  the same, for the responses in FILE, teacher-forced
 
 The records hold text, grade, length and, for every response token, entropy and TECA (trainer/records/record_files.py).
-A run that ended in any way is continued by the same command: what is there is kept, what was under way is repeated.
+The same command continues a run, however it ended: finished responses are kept, unfinished ones are repeated.
 
     python -m trainer.evaluate --model Qwen/Qwen3-4B --benchmarks gsm8k,aime24 --methods thinking,cod --output base
     python -m trainer.evaluate --model Qwen/Qwen3-4B --adapter run/checkpoint-100 --benchmarks gsm8k --output cer

@@ -1,8 +1,8 @@
 """python -m trainer.grpo [--config RECIPE] [options]: recipe -> data -> trainer.
 
 Without arguments: the embedded experiment of trainer/tiny, on any machine. `--help` explains every option of ours;
-every option of trl.GRPOConfig and trl.ModelConfig is accepted as well. What is wrong with a command line is said before
-any model is loaded. Exit codes: 0 done, 1 failed, 2 wrong command line, 129, 130 and 143 stopped by SIGHUP, Ctrl-C and
+every option of trl.GRPOConfig and trl.ModelConfig is accepted as well. A wrong command line is refused before any model
+is loaded. Exit codes: 0 done, 1 failed, 2 wrong command line, 129, 130 and 143 stopped by SIGHUP, Ctrl-C and
 SIGTERM.
 """
 
@@ -43,18 +43,18 @@ def main(argv: list[str] | None = None) -> int:
             return train(run, config, model, command)
     except arguments.ConfigError as error:
         return arguments.fail(error)
-    except OSError as error:  # outside of training, which has its own ways to end
+    except OSError as error:  # training handles its own
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
         print(f"Stopped: the disk is full ({error}). Free some space; what was saved stays.", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:  # outside of training, which has its own way to stop
+    except KeyboardInterrupt:  # training handles its own
         print("\nStopped.", file=sys.stderr)
         return 130
 
 
 def _this_process_alone(config, command: str):
-    """The output directory's lock; of several processes of one run the first holds it. Raises ConfigError."""
+    """The output directory's lock; the first process of a run holds it. Raises ConfigError."""
     from trainer.training.run_directory import DirectoryInUse, locked
 
     @contextlib.contextmanager
@@ -70,7 +70,7 @@ def _this_process_alone(config, command: str):
 
 
 def _quiet(config) -> None:
-    """Keeps the console for our table: transformers' bars over single files and notes are left out."""
+    """Turns off transformers' progress bars and notes, so that the console shows our table alone."""
     import transformers
     from datasets.utils.logging import disable_progress_bar
 
@@ -85,7 +85,7 @@ def _prompt_is_asked_for(run: arguments.RunArguments) -> bool:
 
 
 def _prompt_that_asked(run: arguments.RunArguments, prompt, problems):
-    """The prompt that the problems were made with: none of ours where their questions are messages as they were."""
+    """The prompt that the problems were made with; an empty one where the data already holds messages."""
     from trainer.prompts.prompt import Prompt
 
     first = problems[0]

@@ -6,7 +6,7 @@ safetensors in the base's dtype, configuration, the tokenizer and generation con
 
     one adapter       -> DIR
     several           -> DIR/NAME each, merged on its own; NAME is the end of the adapter's path that tells them apart.
-                         What an interrupted call has finished is kept, and passed over when the call is repeated.
+                         A repeated call keeps what an interrupted one has finished.
     one upon another  -> merge the first, then give the result as --model.
 
 Every merge is verified before its directory gets its name; see trainer/merging.
@@ -218,7 +218,7 @@ def _copy_files(model: str, revision: str | None, adapter: AdapterFiles, target:
         if source:
             shutil.copyfile(source, target / name)
     if prompt := prompt_of(adapter.directory):
-        write_prompt(target, prompt)  # the merged policy is asked as it was trained
+        write_prompt(target, prompt)  # the merged policy gets the prompt that it was trained with
     if generation := _file_of(model, revision, "generation_config.json"):
         shutil.copyfile(generation, target / "generation_config.json")
 

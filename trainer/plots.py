@@ -84,7 +84,7 @@ def _evaluations(
     directories: list[tuple[str, Path]], cases: list[str] | None, output: Path, formats: tuple[str, ...], seed: int
 ) -> list[Path]:
     series = read_series(directories)
-    shown = [_case_records(directories, series, asked) for asked in cases or [None]]  # may refuse: before any work
+    shown = [_case_records(directories, series, asked) for asked in cases or [None]]  # first: it may raise
     written = save(evaluation.mean_teca(series, seed=seed), output, "teca-mean", formats)
     written += save(evaluation.right_against_wrong(series, seed=seed), output, "teca-right-wrong", formats)
     settings = settings_of(directories)
@@ -131,7 +131,7 @@ def _training(
     directories: list[tuple[str, Path]], order: list[str], output: Path, formats: tuple[str, ...]
 ) -> list[Path]:
     from trainer.training.run_log import (
-        read_log,  # brings torch and transformers along: seconds that figures of records save
+        read_log,  # imports torch and transformers, which takes seconds
     )
 
     logs = [(label, read_log(path / LOG_NAME)) for label, path in directories]

@@ -2,7 +2,7 @@
 
 In: directories that trainer.evaluate wrote. Out, on standard output: accuracy, length and dLEN per benchmark and
 averaged, pass@k, clipped share, TECA of right and wrong answers, each with a 95% interval, as markdown, CSV or LaTeX.
-What is incomplete or does not match is said below the table, and never averaged.
+Runs that are incomplete or do not match are named below the table, and never averaged.
 
     python -m trainer.report runs/eval                                  one run, all its methods
     python -m trainer.report base=runs/eval-base cer=runs/eval-cer      two runs; dLEN against the first one's thinking

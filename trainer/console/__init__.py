@@ -1,6 +1,6 @@
 """What programs show while they run, on a terminal, in a file, or to nobody.
 
-closed_pipe.py    a reader that goes away takes no program with it
+closed_pipe.py    a program goes on when the reader of its output is gone
 progress_bar.py   a bar on a terminal, lines in a file
 """
 

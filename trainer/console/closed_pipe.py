@@ -1,7 +1,7 @@
-"""A program whose reader went away (`... | head`, a `tee` that died) goes on with its work, without its words.
+"""A program whose reader is gone (`... | head`, a `tee` that died) goes on working; its output is dropped.
 
-In: sys.stdout and sys.stderr. Out: the same, but once a write meets a closed pipe, what follows goes nowhere. Python's
-own answer is a BrokenPipeError out of any print, and another at exit: a table ends in a traceback, a training stops.
+In: sys.stdout and sys.stderr. Out: the same streams, but after the first write to a closed pipe all output is dropped.
+Python itself raises BrokenPipeError from any print, and again at exit: a table ends in a traceback, training stops.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from typing import Any, TextIO
 
 
 def outlive_readers() -> None:
-    """For the first line of a program, before anything keeps the streams."""
+    """Call this first in a program, before anything else holds the streams."""
     sys.stdout, sys.stderr = _OutlivesReader(sys.stdout), _OutlivesReader(sys.stderr)  # type: ignore[assignment]
 
 
 class _OutlivesReader:
-    """A text stream in every other respect."""
+    """A text stream that drops its output once the pipe is closed."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -36,7 +36,7 @@ class _OutlivesReader:
             self._drop()
 
     def _drop(self) -> None:
-        """What is buffered, and what Python flushes at exit, must find a place as well."""
+        """Point the descriptor at os.devnull, so that buffered text and the flush at exit succeed too."""
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, self._stream.fileno())
         os.close(nowhere)

@@ -98,7 +98,7 @@ def main(arguments: argparse.Namespace, run: Callable[[Stage], int] = as_a_proce
             print(f"{'ended' if stage.ended else 'open ':6} {stage.shown()}")
         return 0
     for index in range(number):
-        stage = stages(plan)[index]  # anew: what a stage left decides how the next one goes on
+        stage = stages(plan)[index]  # again, because a stage's output decides how the next one is called
         if stage.ended:
             continue
         print(f"[{index + 1}/{number}] {stage.name}: {stage.shown()}", flush=True)

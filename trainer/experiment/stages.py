@@ -6,8 +6,8 @@ In: a recipe and what to compare.  Out: stages: a name, the command that it is, 
     REWARD-seedS        trainer.grpo with this reward and seed, from that model
     REWARD-seedS after  trainer.evaluate on what came out, on the same held-out problems with the same draws
 
-So everything an experiment says can be had again by hand, one command at a time, and a kill costs at most a training
-step or a batch of responses.
+So every number of an experiment can be reproduced by hand, one command at a time. A kill costs at most a training step
+or a batch of responses.
 """
 
 from __future__ import annotations

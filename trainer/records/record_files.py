@@ -26,8 +26,8 @@ A response whose thinking an early exit ended (trainer/sampling/early_exit.py) h
                             the model's all the same
 
 Survival: a batch is appended by one write and flushed to the disk, so a kill leaves whole records and at most one torn
-last line. Readers pass over a torn last line; the writer cuts it off before it appends. A line that is broken anywhere
-else is damage of another kind and raises.
+last line. Readers pass over a torn last line; the writer cuts it off before it appends. A broken line
+anywhere else raises.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
     "finish_reason": str,
     **dict.fromkeys(PER_TOKEN, list),
 }
-_NAME = re.compile(r"[A-Za-z0-9_.]+")  # no "-": it parts benchmark and method in a file's name
+_NAME = re.compile(r"[A-Za-z0-9_.]+")  # no "-": it separates benchmark and method in a file's name
 _SIGNIFICANT_DIGITS = 6
 
 
@@ -170,9 +170,7 @@ class RecordWriter:
 
     def _lock(self) -> None:
         try:
-            fcntl.flock(
-                self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB
-            )  # let go when the process ends, however it ends
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel frees it when the process ends
         except BlockingIOError:
             raise BlockingIOError(f"{self.path} is being written by another process; wait for it or end it") from None
 

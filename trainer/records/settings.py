@@ -2,8 +2,8 @@
 
     {every setting that the records depend on ..., "provenance": {versions, device, command, time}}
 
-Records of two settings never meet in one directory: a run in an old directory is refused if any setting differs, and
-the message names each. Benchmarks and methods are not among them (each pair has its own file), nor is what changes only
+A directory holds records of one setting only: a run in an old directory is refused if any setting differs, and the
+message names each. Benchmarks and methods are not among them (each pair has its own file), nor is what changes only
 the rounding: batch size, device, chunk sizes. Weights are part of the settings by a fingerprint, so a retrained model
 under an old name is noticed.
 """

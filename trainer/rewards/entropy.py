@@ -84,14 +84,14 @@ def total_entropy_reward(
     S0 is the median S over the right answers to the same prompt, at least one nat. Why not a constant or the start
     model's total:
     - a problem that needs 1000 nats and one that needs 10 get the same resolution; with one scale for all, e^(-S/S0)
-      is 0 for the first whatever the policy does, and 1 for the second;
+      is always about 0 for the first, and about 1 for the second;
     - the bonus orders right answers to one prompt, which is all that GRPO's group-relative advantages see; TRL divides
       by the group's deviation, so the fading of a global scale as S falls changes little in a group that is all right;
     - the median answer has 1 + weight/e at every stage of training, so entropy never outgrows correctness or fades;
     - nothing is kept between steps: no state to checkpoint or to agree on between ranks.
     The median, not the mean, so that one rambling answer does not make the others look alike. The floor of one nat
-    stops the amplification of noise once a prompt is answered with certainty. A single right answer sets its own scale:
-    it has no rival. Having no memory, the pressure does not end at any level of S: watch accuracy, as always.
+    stops the amplification of noise once a prompt is answered with certainty. A single right answer sets its own scale.
+    Since the scale follows the group, the pressure never ends, however low S is: watch accuracy.
 
     Args:
         entropy_sum: (completions,) sum of the token entropies, nats, as CERTrainer hands it over.

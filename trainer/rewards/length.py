@@ -16,7 +16,7 @@ right completions, where a bar says so):
     l1_max_reward        c clip(alpha (target - L) + delta, 0, 1)
 
 Constants that a paper states are the defaults. A group counts as a whole also where it is spread over processes
-(ranks.py). These are the rewards alone: sampling, filtering and losses of the papers are TRL's options or are not here.
+(ranks.py). Only the rewards are here. Sampling, filtering and losses of the papers are options of TRL, or missing.
 """
 
 from __future__ import annotations
@@ -214,7 +214,7 @@ def conciser_reward(
     log_metric: LogMetric = None,
     **kwargs,
 ) -> Rewards:
-    """Length counts only where every answer of the group is right: walk before you run.
+    """Length counts only where every answer of the group is right.
 
     Args:
         max_length: tokens at which a completion is cut off (the program passes --max_completion_length).

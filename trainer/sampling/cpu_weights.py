@@ -18,7 +18,7 @@ from torch import Tensor
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 
 _RELOAD_LOGGER = "vllm.model_executor.model_loader.reload.layerwise"
-# Layers it says it could not load, rightly: rotary tables are no weights, and the tied head is seen to below.
+# Layers that vLLM reports as not loaded, as expected: rotary tables are no weights, and the tied head is handled below.
 _NOT_LOADED = ("RotaryEmbedding", "ParallelLMHead")
 
 

@@ -1,4 +1,4 @@
-"""Decoding with a key/value cache whose rows are given to the next prompt when theirs has ended: the one loop of ours.
+"""Our decoding loop: a key/value cache whose rows go to the next prompt when a completion has ended.
 
 In: a causal LM of transformers, prompts as token ids, and a function that draws the next token of every row.
 Out: completions, each up to and with its end token, as they end (`stream`) or all in order (`decode`).
@@ -7,9 +7,9 @@ Out: completions, each up to and with its end token, as they end (`stream`) or a
 and hands out either processed scores or all raw logits (L, B, V). Here equal prompts (a GRPO group, the samples of a
 problem) are read once, and the caller sees the logits (b, V) of each step.
 
-A slot is a place in the batch. While prompts wait, freed slots are filled once a fifth of them is free: the prompts
-that come in are read together and put beside the running rows, the shorter caches padded on the left, columns that no
-row needs any more cut off. With none waiting, the batch shrinks. So a batch does not wait for its longest response,
+A slot is a place in the batch. While prompts wait, freed slots are filled once a fifth of them is free: the new prompts
+are read together and joined to the running rows. Shorter caches are padded on the left, and columns that no row needs
+any more are cut off. With none waiting, the batch shrinks. So a batch does not wait for its longest response,
 which at 16384 tokens is most of the time. Caches that do not keep every key in its place (sliding windows, recurrent
 states) cannot be joined so: there the slots are filled again only when all are free.
 """

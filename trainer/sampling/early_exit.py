@@ -1,4 +1,4 @@
-"""An exit from thinking when the model has decided: a rule on the running TECA.
+"""Early exit: a rule on the running TECA that ends the thinking once the model has decided.
 
 In: the entropies H_i of the distributions that tokens 0..t of a response are drawn from, in nats. Out: whether token t
 is the first of the texts that end the thinking, instead of what would have been drawn.
@@ -8,8 +8,8 @@ is the first of the texts that end the thinking, instead of what would have been
     exit at the first t with   t + 1 >= min_tokens,  t + 1 >= W,  mean_t < threshold,  thinking not over before t
 
 The forced text takes the places t, t+1, ... and the model goes on after it. H_t counts: the distribution of token t is
-known before the token is drawn, so the rule costs no token. A cumulative average forgets nothing, so a response that
-began in doubt falls under the threshold late; a window looks at what the model is unsure of now.
+known before the token is drawn, so the rule costs no token. TECA averages over the whole response, so one that began
+with high entropy falls under the threshold late; a window averages over the latest tokens alone.
 
 Thinking is over once the response holds the closing tokens: the end token of the thinking (</think>), or, for a model
 that has no such token, the forced text itself.
@@ -38,7 +38,7 @@ class EarlyExit:
     """The rule, in tokens.
 
     Args:
-        threshold: nats; > 0. Above log V the exit comes at min_tokens whatever the model says.
+        threshold: nats; > 0. Above log V the exit always comes at min_tokens.
         forced_ids: what is written at the exit; at least one token.
         closing_ids: what ends the thinking when the model writes it; at least one token.
         min_tokens: no exit before so many tokens, the first forced one counted; >= 1.

@@ -1,9 +1,9 @@
-"""Which of an engine's requests has which row of RunningTeca, and the entropies of those that have none any more.
+"""Which request of an engine has which row of RunningTeca, and the entropies of requests that have left the batch.
 
 In: requests that come, go, and come back. Out: their entropies, by the key that each carries.
 
-An engine does not say whether a request that leaves its batch is finished, put off, or only not scheduled this step.
-So whatever leaves is kept on the host (its copy is not waited for), and a request that comes back with tokens takes up
+An engine does not say whether a request that leaves its batch is finished, preempted, or only not scheduled this step.
+So its record is kept on the host (without waiting for the copy), and a request that comes back with tokens takes up
 where the record with the same tokens ends. Kept are the records of a key until they are taken, at most `KEPT` in all,
 and of requests without a key the last few, as long as they may still come back.
 """
@@ -122,7 +122,7 @@ class RequestRecords:
             torch.accelerator.synchronize(self.teca.device)
 
     def leave(self, request: Live) -> None:
-        """A request leaves the batch: finished, put off, or not scheduled."""
+        """A request leaves the batch: finished, preempted, or not scheduled."""
         if not request.taken and request.length:
             record = self._record(request)
             if len(record.tokens):  # before its first token there is nothing that will not be computed again
@@ -131,7 +131,7 @@ class RequestRecords:
         self._free.append(request.row)
 
     def snapshot(self, request: Live) -> None:
-        """Keep what a request has by now, for an engine that may have put it off without saying so."""
+        """Keep what a request has by now, for an engine that may have preempted it without notice."""
         if request.length and not request.taken:
             self._keep(request.key, self._record(request))
 

@@ -1,14 +1,14 @@
-"""What decoding knows of rollouts, in the forms that training needs.
+"""The entropies that decoding recorded of rollouts, in the form that training needs.
 
 In: entropies per token and the place of an early exit, per completion (teca_requests.Decoded); the entropies that the
 training forward finds for the same tokens. Out: TECA and total per completion; masks of forced tokens; how far the two
 differ.
 
-The two are the same quantity under the same weights: the entropy of softmax(z / T), before truncation. They part where
-the engine that decodes rounds otherwise. Measured (docs/vllm.md): in float32 2e-5 nats a token at most; in bfloat16
-0.03 nats a token in the mean and up to 0.45 on one, TECA 0.01, which is the rounding of the model itself. They also
-part where the engine means another distribution: penalties that act before the entropy is taken, a quantised key/value
-cache or weights, stale weights. So a mean difference beyond `bound` nats is worth a warning.
+The two are the same quantity under the same weights: the entropy of softmax(z / T), before truncation. They differ
+where the engine that decodes rounds differently. Measured (docs/vllm.md): in float32 2e-5 nats a token at most; in
+bfloat16 0.03 nats a token in the mean and up to 0.45 on one, TECA 0.01, which is the rounding of the model itself. They
+also differ where the engine samples from another distribution: penalties that act before the entropy is taken, a
+quantised key/value cache or weights, stale weights. A mean difference beyond `bound` nats is therefore warned of.
 """
 
 from __future__ import annotations

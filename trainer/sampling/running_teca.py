@@ -8,8 +8,8 @@ of every distribution drawn from, kept per response; logits in which a row that 
 Nothing here waits for the device: the rule (early_exit.py) is decided in tensors, and a forced token is one element of
 the logits raised to 1e9, not a rewrite of the row. So a step reads the logits once more than without, and that is all.
 
-Engines call the same token twice: a prompt read in parts is shown at token 0 once per part, a request that was put off
-is computed again from where it was. So everything is stored by place and computed from the places before it: the last
+Engines may call twice for one token: a prompt that is read in parts is shown at token 0 once per part, and a preempted
+request is computed again. So everything is stored by place and computed from the places before it: the last
 call for a token is the one that counts, and what a discarded call decided is undone by the next.
 
 Used by trainer/sampling/decode.py's callers, generate_processor.py (transformers) and the vLLM processors.
@@ -190,7 +190,7 @@ class _Rules:
 
         fired = self.fired[rows]
         fired = torch.where(fired >= at, -1, fired)
-        # A grammar or a list of forbidden words has the last say: what it ruled out is not forced.
+        # A grammar or a list of forbidden words takes precedence: a token that it rules out is not forced.
         allowed = logits.gather(1, self.forced[rows, :1])[:, 0] > -torch.inf
         fires = (fired < 0) & (closed < 0) & (mean < self.threshold[rows]) & (at >= self.first[rows]) & allowed
         fired = torch.where(fires, at, fired)

@@ -10,7 +10,7 @@ What differs from TRL's:
   a packed layer has no place to load into (cpu_weights.py). With LoRA the adapter is merged
   for the time of the hand-over, as TRL does it. Cached prefixes of the old weights are dropped;
 - the process: an engine in it reseeds torch, numpy and random as it starts; here random numbers go on;
-- server: how long it is waited for is said, and how to start one where there is none.
+- server: prints how long it waits for one, and how to start one if there is none.
 
 Imports vLLM; trainer/sampling/vllm_support.py prepares for that.
 """

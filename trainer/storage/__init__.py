@@ -1,6 +1,6 @@
-"""Files that are whole or absent, and hashes that tell whether they are the same. The lowest floor of trainer.
+"""Files that are whole or absent, and hashes that tell whether they are the same. Imports nothing else of trainer.
 
 atomic.py        files and directories that appear by one rename, when everything in them has reached the disk
-cache.py         where what is made once is kept
+cache.py         the cache directory
 fingerprint.py   hashes of files and of a model's weights
 """

@@ -1,8 +1,8 @@
 """Files and directories that are either whole or not there.
 
-In: where it shall be, and its content. Out: it is written under a hidden name beside its place, flushed to the disk,
-and appears by one rename. An exception, Ctrl-C or SIGTERM leaves nothing; kill -9 or a power cut can leave the hidden
-one, which nothing takes for the result.
+In: a path and its content. Out: the content is written under a hidden name beside the path, flushed to the disk, and
+renamed. An exception, Ctrl-C or SIGTERM leaves nothing behind; kill -9 or a power cut can leave the hidden file, which
+is never taken for the result.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Where what is made once and found again is kept."""
+"""The cache directory: models that are made once and used again."""
 
 from __future__ import annotations
 

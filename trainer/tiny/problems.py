@@ -14,8 +14,8 @@ from four: there is entropy to save, and nothing to lose by saving it. Three des
     slips     each calculation goes wrong with probability 0.2; the response goes on until two results agree (at most
               six calculations), and then makes U{0..2} more: some exploring is useful, cutting all of it costs accuracy
     recap     like slips, and after the result is known R >= 0 recaps, P(one more) = 2/3: each recap is a copy of what
-              has been said, so its tokens are certain. The counter-example to a mean entropy: as exploring is of use,
-              the cheap way to a low mean is to dilute it by recaps
+              has been said, so its tokens are certain. The counter-example to a mean entropy: since exploring helps,
+              recaps are the cheaper way to a low mean
 
 Held out: one eighth of the number triples (a, change b, change c), chosen by hash: no held-out sum is ever trained on.
 """

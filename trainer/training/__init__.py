@@ -3,12 +3,12 @@
 arguments.py         command line and recipe -> settings, checked before anything is loaded
 recipe_file.py       a recipe's YAML -> values as the command line would give them
 option_checks.py     values out of range, options that do not go together, packages that are not there
-config_error.py      what a wrong command line ends in
-secrets.py           tokens and passwords, told nowhere
+config_error.py      the error of a wrong command line
+secrets.py           tokens and passwords are never printed, logged or saved
 start.py             where a run starts, and that it can
-run_directory.py     whose an output directory is: one process at a time, one run's checkpoints
+run_directory.py     an output directory belongs to one process at a time, and to one run
 launch.py            how many processes there are, and what wraps the model: as asked for
-resume_settings.py   what a run that goes on may change
+resume_settings.py   which settings a resumed run may change
 step_split.py        another split of the same step over processes and passes
 run_prompt.py        how the run puts its questions
 policy.py            the model and tokenizer that a run starts from

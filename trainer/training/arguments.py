@@ -469,7 +469,7 @@ def _check_vllm(run: RunArguments, config) -> None:
 def _check_early_exit(run: RunArguments, config) -> None:
     from trainer.sampling.early_exit import EarlyExit
 
-    stand_in = (0,)  # its tokens are not known before the tokenizer is
+    stand_in = (0,)  # its tokens are known only with its tokenizer
     try:
         rule = EarlyExit(run.early_exit, stand_in, stand_in, run.early_exit_min_tokens, run.early_exit_window)
         rule.check_limit(config.max_completion_length)
@@ -496,7 +496,7 @@ def _check_writable(output_dir: Path) -> None:
 
 
 def command_without_resume(argv: list[str]) -> str:
-    """The command line that a run goes on with, less what says where it goes on from."""
+    """The command line that resumes a run, without --resume_from_checkpoint."""
     words, items = ["python", "-m", "trainer.grpo"], iter(argv)
     for item in items:
         if item == "--resume_from_checkpoint":
@@ -508,5 +508,5 @@ def command_without_resume(argv: list[str]) -> str:
 
 def fail(error: ConfigError) -> int:
     """Prints a ConfigError as commands do; the exit code for a wrong command line."""
-    sys.stderr.write(f"python -m trainer.grpo: error: {error}\n")  # in one piece: several processes say it at once
+    sys.stderr.write(f"python -m trainer.grpo: error: {error}\n")  # in one write: several processes print at once
     return 2

@@ -1,17 +1,17 @@
-"""Checkpoints that are never half written, and from which a run goes on to the same numbers.
+"""Checkpoints that are never half written, and from which a run resumes to the same numbers.
 
 In: any TRL GRPO trainer class, through `CheckpointMixin`.  Out: the same trainer, whose checkpoints
 
-  - appear under their name by one rename, after everything in them has reached the disk; what a crash leaves behind is
-    a directory `.saving-checkpoint-N`, which nobody mistakes for a checkpoint and the next run removes
+  - appear under their name by one rename, after everything in them has reached the disk; a crash leaves a
+    directory `.saving-checkpoint-N`, which is no checkpoint and which the next run removes
   - also hold, per process, what TRL and transformers leave out and the next step depends on: the state of the step
     (step_state.py), and the reference policy where sync_ref_model moves it
 
   - say which run made them, and with which settings (run.json; trainer/training/run_directory.py)
 
-  - are gone on from without a step more where nothing is left to train: stock TRL takes one more, every time
+  - are resumed without another step where training had ended: stock TRL takes one more step each time
 
-  - are gone on from by another number of processes, where the steps stay the same (step_split.py)
+  - can be resumed by another number of processes, where the steps stay the same (step_split.py)
 
   - are resumed with the right order of prompts: stock TRL's sampler draws one permutation per epoch from a generator
     that starts anew on resuming, so that a run resumed in its second epoch walks the first epoch's order again
@@ -69,7 +69,7 @@ def complete_checkpoints(output_dir: str | Path) -> list[Path]:
 
 
 def own_checkpoints(output_dir: str | Path, run: str, went_on_from: Path | None = None) -> list[Path]:
-    """The complete checkpoints in a directory that a run made, or went on from; oldest step first."""
+    """The complete checkpoints in a directory that a run made, or resumed from; oldest step first."""
     return [path for path in complete_checkpoints(output_dir) if belongs_to(path, run, went_on_from)]
 
 
@@ -77,7 +77,7 @@ def newest_checkpoint(output_dir: str | Path) -> Path | None:
     """The newest complete checkpoint of the run that last wrote in a directory, or None.
 
     Raises:
-        ValueError: it can't be told which run that was.
+        ValueError: that run is not known.
     """
     found = complete_checkpoints(output_dir)
     run, went_on_from = newest_run(output_dir)
@@ -172,7 +172,7 @@ class CheckpointMixin:
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     def own_checkpoints(self) -> list[Path]:
-        """The complete checkpoints of this run, oldest step first; the one it went on from, wherever that is."""
+        """The complete checkpoints of this run, oldest step first; also the one it resumed from, wherever that is."""
         own = own_checkpoints(self.args.output_dir, self.run_id, self.went_on_from)
         return own or ([self.went_on_from] if self.went_on_from is not None else [])
 
@@ -247,7 +247,7 @@ class CheckpointMixin:
             return
         made = [path for path in complete_checkpoints(self.args.output_dir) if run_of(path) == self.run_id]
         kept = {path for path in made if best is not None and path.resolve() == Path(best).resolve()}
-        kept |= {*made[-1:]}  # what the run goes on from
+        kept |= {*made[-1:]}  # what the run resumed from
         for path in reversed(made):
             if len(kept) < limit:
                 kept.add(path)

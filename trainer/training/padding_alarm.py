@@ -8,7 +8,7 @@ first shortens and then pads is caught too. The alarm sounds if, against some bl
     length rose  and  TECA fell,  each by more than `tolerance` of the block's mean and `z` standard errors
 
 of the difference of the two means (Welch); the errors come from the scatter of the steps inside the two blocks. Fewer
-than two blocks give no alarm. It compares histories and keeps nothing: a resumed run with its log alarms alike.
+than two blocks give no alarm. It keeps no state: a resumed run that has its log gets the same alarm.
 """
 
 import math
@@ -45,7 +45,7 @@ def padding_alarm(
         teca, length: the history, oldest first, one value per logging step; steps with a NaN are left out.
         window: steps per block, at least 2.
         tolerance: the relative change below which nothing is said.
-        z: the change in standard errors below which it may be noise.
+        z: the change, in standard errors, up to which it may be noise.
 
     Raises:
         ValueError: histories of different lengths, or a window below 2.

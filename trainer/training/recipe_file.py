@@ -2,8 +2,8 @@
 
 In: the file, and the parser's options. Out: option -> value.
 
-YAML has its own ideas of values: `no` is false, `3e-6` is a string, an empty value is null. What an option can't be is
-an error that names the option and the value.
+YAML reads some values in its own way: `no` is false, `3e-6` is a string, an empty value is null. A value that an option
+cannot have is an error that names both.
 """
 
 import argparse

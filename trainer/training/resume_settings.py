@@ -1,6 +1,6 @@
-"""What a run that goes on may change, and what it may not.
+"""Which settings a resumed run may change, and which not.
 
-In: the settings that a checkpoint was made with, and those of the run that goes on from it. Out: the changes, named; or
+In: the settings that a checkpoint was made with, and those of the run that resumes from it. Out: the changes, named; or
 an error with both values.
 
     free          how long, what is saved, logged and evaluated, and where: they do not enter a step
@@ -9,7 +9,7 @@ an error with both values.
     the rest      is part of what the checkpoint holds (model, adapter, optimizer, rollouts in use, order of prompts) or
                   of what the reward curve means: another value is another run
 
-Where the training problems come from is not compared, but what they are: by a hash over prompts and answers.
+The training problems are compared by a hash over prompts and answers, not by where they come from.
 """
 
 import dataclasses
@@ -141,7 +141,7 @@ def data_digest(problems: Iterable[Mapping]) -> str:
 
 
 def check_checkpoint(checkpoint: Path, now: Mapping, *, new_rate: bool = True) -> list[str]:
-    """Compare a checkpoint's settings with those of the run that shall go on from it.
+    """Compare a checkpoint's settings with those of the run that is to resume from it.
 
     Args:
         now: what `settings` returns.
@@ -151,7 +151,7 @@ def check_checkpoint(checkpoint: Path, now: Mapping, *, new_rate: bool = True) -
         The changes that are allowed, as lines "name: before -> now".
 
     Raises:
-        ConfigError: the checkpoint can't be gone on from, or a setting differs that may not.
+        ConfigError: the checkpoint can't be resumed from, or a setting differs that may not.
     """
     checkpoint = Path(checkpoint)
     if not _has_optimizer(checkpoint):
@@ -190,7 +190,7 @@ def _has_optimizer(checkpoint: Path) -> bool:
 
 
 def _check_adapter(checkpoint: Path, now: Mapping) -> None:
-    """A checkpoint without settings, by stock TRL: what its adapter says of itself is compared."""
+    """A checkpoint of stock TRL holds no settings: those in its adapter's configuration are compared."""
     file = checkpoint / "adapter_config.json"
     if file.is_file() != bool(now.get("use_peft")):
         kind = "an adapter" if file.is_file() else "a whole model"

@@ -27,7 +27,7 @@ class GRPORun(MeasuredMixin, survival.SurvivalMixin, CheckpointMixin, CERTrainer
     """CERTrainer with whole checkpoints, survival and measurements."""
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
-        # CERTrainer hands TECA to the reward functions; what they give is checked before anything is made of it.
+        # CERTrainer hands TECA to the reward functions; their results are checked before they are used.
         with survival.reward_failures(self.reward_func_names), self.listening_for_nan() as heard:
             rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         self.check_rewards(rewards, gave_nan=heard.nan)
@@ -116,5 +116,5 @@ def carry_out(trainer: GRPORun, *, resume_from_checkpoint: Path | None, command:
     code = survival.save_final(trainer, command=command)
     prompt = prompt_of(trainer.args.output_dir)
     if code == 0 and prompt is not None and trainer.args.should_save:
-        write_prompt(Path(trainer.args.output_dir) / "final", prompt)  # a copied policy still knows how it was asked
+        write_prompt(Path(trainer.args.output_dir) / "final", prompt)  # a copy of the policy keeps its prompt
     return code

@@ -1,13 +1,13 @@
-"""Whose an output directory is: one process at a time, and one run's checkpoints.
+"""An output directory belongs to one process at a time, and holds the checkpoints of one run.
 
-In: an output directory, and whether a run starts there or goes on. Out: the directory locked, and with nothing in it
-that the run could take for its own or overwrite.
+In: an output directory, and whether a run starts there or resumes. Out: the directory locked, without files of another
+run that this one could overwrite or take for its own.
 
     run.lock        held (flock) by the process that writes here; it says which. The kernel frees it with the process
-    run.json        {"run": id} of the run that writes here, and what it went on from; the same in every checkpoint
+    run.json        {"run": id} of the run that writes here, and what it resumed from; the same in every checkpoint
     older-runs/     what was set aside: the files of earlier runs, each under its id
 
-A run's id is made when it starts and kept when it goes on. Checkpoints of stock TRL have none.
+A run's id is made when it starts and kept when it resumes. Checkpoints of stock TRL have none.
 """
 
 import fcntl
@@ -104,26 +104,26 @@ def _read(directory: str | Path) -> dict:
 
 
 def write_run(directory: str | Path, run: str, **more) -> None:
-    """run.json of a checkpoint (with its settings) or of an output directory (with what the run went on from)."""
+    """run.json of a checkpoint (with its settings) or of an output directory (with what the run resumed from)."""
     write_json(Path(directory) / RUN_FILE, {"run": run, **more})
 
 
 def belongs_to(checkpoint: Path, run: str, went_on_from: Path | None) -> bool:
-    """Whether a checkpoint is a run's own: made by it, or the one that it went on from."""
+    """Whether a checkpoint is a run's own: made by it, or the one that it resumed from."""
     return run_of(checkpoint) == run or (
         went_on_from is not None and checkpoint.resolve() == Path(went_on_from).resolve()
     )
 
 
 def newest_run(output_dir: str | Path) -> tuple[str | None, Path | None]:
-    """(id, what it went on from) of the run that last wrote in a directory."""
+    """(id, what it resumed from) of the run that last wrote in a directory."""
     content = _read(output_dir)
     origin = content.get("went_on_from")
     return content.get("run"), Path(origin) if origin else None
 
 
 def set_later_aside(output_dir: str | Path, resume: Path) -> str | None:
-    """Checkpoints beyond the one that a run goes on from: it will write others of those names. Says what was moved."""
+    """Moves checkpoints later than the one a run resumes from: it will use their names again. Returns a note."""
     step = resume.name.removeprefix("checkpoint-")
     if resume.parent.resolve() != Path(output_dir).resolve() or not step.isdigit():
         return None
@@ -138,9 +138,9 @@ def make_room(
     runs: Sequence[str] = (".",),
     made: Sequence[str] = MADE_BY_A_RUN,
 ) -> str | None:
-    """See to it that a new run finds nothing of another one.
+    """Set aside what another run left, so that a new run starts in an empty directory.
 
-    A finished model that no checkpoint goes with is set aside; where there are checkpoints, that has to be asked for.
+    A finished model without checkpoints is set aside; checkpoints are set aside only if that was asked for.
 
     Args:
         output_dir: where the run writes.

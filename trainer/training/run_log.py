@@ -159,7 +159,7 @@ class MeasuredMixin:
         return measured
 
     def _check_padding(self) -> dict[str, float]:
-        """The alarm over every logging step so far, those before a resume too; told when it begins to sound."""
+        """Checks the alarm over every logging step so far, also those before a resume; prints it when it starts."""
         history = [entry for entry in self.state.log_history if "teca" in entry and "completions/mean_length" in entry]
         now = [self._metrics["train"].get(name) for name in ("teca", "completions/mean_length")]
         if not all(now):

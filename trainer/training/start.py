@@ -1,6 +1,6 @@
-"""Where a run starts, and that it can: found out before a model is loaded.
+"""Where a run starts, and whether it can: checked before a model is loaded.
 
-In: the command's settings. Out: the checkpoint to go on from, or None; an output directory with nothing of another run
+In: the command's settings. Out: the checkpoint to resume from, or None; an output directory with nothing of another run
 in it; or a ConfigError.
 """
 
@@ -43,7 +43,7 @@ def check_resume(config, resume: Path | None, settings: dict) -> None:
 def prepare_directory(
     output_dir: str | Path, resume: Path | None, *, set_aside: bool, runs=(".",), made=MADE_BY_A_RUN
 ) -> None:
-    """Leaves nothing in a run's directory that is not its own; says what was moved. Raises ConfigError."""
+    """Moves files of other runs out of a run's directory; prints what was moved. Raises ConfigError."""
     Path(output_dir).mkdir(parents=True, exist_ok=True)
     try:
         if resume is not None and resume.parent.resolve() == Path(output_dir).resolve():

@@ -1,11 +1,11 @@
-"""What a run does when it is stopped or something fails.
+"""What a run does when it is stopped, or when something fails.
 
     Ctrl-C, SIGTERM,       the step under way is finished, a checkpoint saved, the command to go on with printed (a
     SIGHUP                 second signal stops at once). SIGHUP, a dropped connection, is left alone where it is ignored
                            (nohup); what would go to the lost terminal goes to after-hangup.log
     loss or gradient NaN   raised before the optimizer touches the weights
-    dead reward function   one that raises, gives inf or NaN for all, a spread that overflows, or no opinion (None) on
-                           any completion of many batches in a row: one such batch moves nothing, and the run goes on
+    dead reward function   one that raises, gives inf or NaN for all, a spread that overflows, or None for every
+                           completion of many batches in a row: a single such batch changes nothing, and the run goes on
     out of memory          the options that lower it are named
     a process lost         killed, or failed by itself: the others name it and end (lost_process.py)
     disk full              the half-written checkpoint is removed, the last complete one stays; the final model is
@@ -14,7 +14,7 @@
 In a failure the state after the last complete step is still in memory. In a single process it is saved as a checkpoint
 (where the disk allows), so that a run goes on from the very step that failed; with several processes, where one may
 have failed alone, the last checkpoint on disk is named instead. `train` returns the process's exit code: 0, 130 or 143
-for a signal, 1 for a failure. Unknown errors are not explained away: they pass through, after the last checkpoint is
+for a signal, 1 for a failure. Unknown errors pass through unchanged, after the last checkpoint is
 named.
 """
 
@@ -57,7 +57,7 @@ MOST_BATCHES_WITHOUT_OPINION = 16
 
 
 def _say(text: str) -> None:
-    with contextlib.suppress(OSError):  # the terminal may be what was lost
+    with contextlib.suppress(OSError):  # the terminal may be gone
         print(f"\n{text}", file=sys.stderr, flush=True)
 
 
@@ -139,13 +139,13 @@ class _Watch(TrainerCallback):
 
 
 class NaNWatch:
-    """Tells NaN, which is a fault, from None, "no opinion", which TRL makes NaN as well."""
+    """Tells NaN, an error, from None ("no reward"), which TRL also turns into NaN."""
 
     def __init__(self):
         self.nan = False
 
     def over(self, function):
-        """The reward function, listened to."""
+        """The reward function, with its results watched for NaN."""
         if isinstance(function, torch.nn.Module):
             return function
         if is_async_callable(function):
@@ -201,7 +201,7 @@ class SurvivalMixin:
 
     @contextmanager
     def listening_for_nan(self) -> Iterator[NaNWatch]:
-        """In the block the reward functions are listened to."""
+        """In the block the results of the reward functions are watched for NaN."""
         functions, heard = self.reward_funcs, NaNWatch()
         self.reward_funcs = [heard.over(function) for function in functions]
         try:
