@@ -2,7 +2,7 @@
 
     python -m bench.bench_score --json bench/results/score-cpu.json
 
-A small body with the real vocabulary of Qwen3, so that what is measured is the head and not the body:
+A small body with the real vocabulary of Qwen3, so that the head is measured and not the body:
 
     scorer        trainer.evaluation.scoring.Scorer: chunks through the body, folded logits
     plain         one forward, all logits; log_softmax and -(p log p).sum(-1) in float32
@@ -136,7 +136,7 @@ def measure_time(length: int, rounds: int) -> dict:
         "seconds_each": {name: timing.each_s for name, timing in timings.items()},
         "fastest": {
             name: timing.each_s[0] for name, timing in timings.items()
-        },  # the round that neighbours disturbed least
+        },  # the round least disturbed by other processes
         "ratio_to_scorer": {name: median / medians["scorer"] for name, median in medians.items()},
     }
 

@@ -1,8 +1,8 @@
 """One optimisation step of CERTrainer beside stock TRL's GRPOTrainer: seconds, and peak memory.
 
-A tiny body under the real vocabulary of Qwen3 (151936 tokens), so that the step is nearly all head; completions of one
-length, no generation. A step is loss, backward and the optimizer's update. What the body alone takes is measured beside
-it: head time is step minus body.
+A tiny body under the real vocabulary of Qwen3 (151936 tokens), so that the head takes nearly all of a step. Completions
+have one length, and nothing is generated. A step is loss, backward and the optimizer's update. The body alone is timed
+beside it: head time is step minus body.
 
     pytest bench/bench_trainer_step.py --benchmark-json=FILE        python -m bench.table FILE
 """

@@ -1,4 +1,4 @@
-"""One comparison: ours, its peers and the physical limit, checked against each other, timed in turn, written down.
+"""One comparison: ours, its peers and the physical limit, checked against each other, then timed in turn and recorded.
 
 pytest-benchmark times ours and writes the file; in every round the peers are timed right before, by the same clock.
 What was found goes into the record's extra_info, which bench.table and bench.plots read (bench/records.py):

@@ -1,7 +1,7 @@
 """Options and fixtures of the benchmarks: `pytest bench --benchmark-json=FILE`.
 
-pytest-benchmark collects, times ours and writes the file; bench/comparison.py times the peers beside it. What the file
-says beyond the records: the machine, the comparisons left out for want of time, the peers that could not be loaded.
+pytest-benchmark collects, times ours and writes the file; bench/comparison.py times the peers beside it. The file
+also names the machine, the comparisons left out for lack of time, and the peers that could not be loaded.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict) -> None:
-    """Replaces what names a person's machine by what a reader needs: device, driver, versions."""
+    """Replaces details that identify a person's machine by device, driver and versions."""
     from bench.machine import machine_info as described
 
     rehearsal = config.getoption("--size") == "smoke"

@@ -1,4 +1,4 @@
-"""What a reader needs to know of where numbers were measured: device, driver, versions; nothing of whose it is."""
+"""The machine that numbers were measured on: device, driver, versions; nothing that names its owner."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
     VERL_USE_EXTERNAL_MODULES=cer_verl.plugin python -m verl.trainer.main_ppo trainer.v1.trainer_mode=cer_sync ...
 
-An installed package is found through its entry point as well, without the variable. docs/verl.md tells the whole story.
+An installed package is found through its entry point as well, without the variable. See docs/verl.md.
 
 plugin.py          what verl loads: checks its version, registers the two below
 cer_trainer.py     the trainer `cer_sync`: verl's synchronous trainer with the entropy in the reward

@@ -3,7 +3,7 @@
 In: verl's configuration with `trainer.v1.trainer_mode=cer_sync`, settings under `cer` (settings.py). Out: verl's run.
 
 Reward managers of verl score responses while others are still sampled, and advantage estimators see scores and masks
-alone: neither ever meets an entropy. But the trainer itself asks for the entropies with the old log-probabilities and
+alone: neither sees an entropy. But the trainer itself asks for the entropies with the old log-probabilities and
 leaves them in the TransferQueue, between the two:
 
     sample -> score (right or wrong) -> old log-probabilities, entropies -> [here] -> advantages -> update

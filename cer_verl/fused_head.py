@@ -28,7 +28,7 @@ from trainer.unsharded import whole_weight
 
 
 class FusedLinearForPPO(verl_functional.FusedLinearForPPO):
-    """verl's module with another product behind its backend `torch`; see the head of this file."""
+    """verl's module with our head as its backend `torch`; see the head of this file."""
 
     def forward(
         self, hidden_states: Tensor, vocab_weights: Tensor, input_ids: Tensor, temperature: float = 1.0

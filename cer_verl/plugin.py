@@ -1,7 +1,7 @@
-"""What verl imports, by entry point or by VERL_USE_EXTERNAL_MODULES=cer_verl.plugin; importing it is all there is.
+"""What verl imports, by entry point or by VERL_USE_EXTERNAL_MODULES=cer_verl.plugin; importing it registers both.
 
-Out: the trainer `cer_sync` in verl's registry, the fused head in the place of verl's. A verl that this was not written
-for is refused in one line. verl swallows what an entry point raises, so the line is logged as well: without it the user
+Out: the trainer `cer_sync` in verl's registry, the fused head in the place of verl's. An untested version of verl
+is refused in one line. verl swallows what an entry point raises, so the line is logged as well: without it the user
 would read `Unknown trainer 'cer_sync'` and no more.
 """
 

@@ -1,4 +1,4 @@
-"""verl's rows as whole responses, and what their entropies are worth.
+"""verl's rows joined to whole responses, with their entropies and rewards.
 
 In: one row per output of an agent loop, with its entropies, response mask and scores. Out: per response TECA, total
 entropy, length and reward.

@@ -1,4 +1,4 @@
-"""A weight of a head that FSDP2 has sharded into a group of its own, made whole for a product outside of that group.
+"""Gathers a head's weight that FSDP2 has sharded into a group of its own, for a product outside of that group.
 
 In: the head's parameter, a plain tensor or a DTensor. Out: the whole weight, on its autograd path, in the dtype and on
 the device of the product.

@@ -1,4 +1,4 @@
-"""What can be named on a command line, one entry each: to add one is one edit here, and a function or a prompt.
+"""What can be named on a command line, one entry each. To add one, edit one file here and write a function or a prompt.
 
 rewards.py     --reward
 data_sets.py   --dataset of training, --benchmarks of evaluation

@@ -7,9 +7,9 @@
                   (matthewrenze/jhu-concise-cot, source/agents/concise_agent.py): a chain-of-thought prompt that ends in
                   "Be concise."
 
-Both baselines are given as instructions alone, without the authors' worked examples: a reasoning model is asked, not
-shown. CCoT was published for multiple choice; its three lines about naming a choice are replaced by one that asks for a
-box. Both leave the thinking mode on, as the evaluation of Cumulative Entropy Regulation does (arXiv 2510.02249).
+Both baselines are instructions alone, without the authors' worked examples, as is usual with reasoning models. CCoT was
+published for multiple choice; its three lines about naming a choice are replaced by one that asks for a box.
+Both leave the thinking mode on, as the evaluation of Cumulative Entropy Regulation does (arXiv 2510.02249).
 """
 
 from __future__ import annotations

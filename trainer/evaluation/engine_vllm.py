@@ -1,12 +1,12 @@
 """Generation with vLLM (0.32), with the entropy of every distribution drawn from.
 
-In: requests. Out: responses (requests.py), as from engine_transformers.py: the same definition of entropy, another way
-to draw (vLLM's own sampler and generators), so texts differ between the engines and entropies of equal texts agree.
+In: requests. Out: responses (requests.py), as from engine_transformers.py: the same definition of entropy, but
+vLLM's own sampler and generators. So texts differ between the engines, and entropies of equal texts agree.
 
 Entropies come from inside the sampler: the logits processor of trainer/sampling/teca_processor.py sees the float32
 logits of every step before penalties, temperature and top-p, and makes the early exits. The alternative, scoring the
 finished text with a second model, costs a further forward and the memory of the weights, and its numerics are not those
-that were sampled from (reading a text in one go rounds otherwise than decoding it).
+that were sampled from (a forward pass over a whole text rounds differently from decoding it).
 
 Imported only when this engine is asked for, after loading.py has prepared the environment.
 """

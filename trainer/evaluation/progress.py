@@ -1,10 +1,10 @@
-"""The progress bar of a run: responses done, running accuracy and mean length, tokens a second, and how long it lasts.
+"""The progress bar of a run: responses done, running accuracy and mean length, tokens a second, time left.
 
     rest = (responses to come * mean length so far - tokens of those under way) / tokens a second of this run
 
-A bar that counts responses alone knows nothing until the first ones end, which are the short ones; its rest was off by
-an order of magnitude. Tokens are counted as they are drawn: those of a step are the responses that go on after it, and
-the last token of each that ended.
+A bar that counts responses alone must wait for the first ones to end, which are the short ones: its estimate was off by
+an order of magnitude. So tokens are counted as they are drawn: in a step, one for each response that is not finished,
+and the last token of each that has finished.
 """
 
 from __future__ import annotations

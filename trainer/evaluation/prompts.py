@@ -21,7 +21,7 @@ log = logging.getLogger("trainer.evaluate")
 def prompt_to_ask(arguments: argparse.Namespace) -> Prompt | None:
     """What --prompt, --system_prompt and --instruction ask for; without them, what the policy was trained on.
 
-    None: the methods' own. A policy that is asked otherwise than it was trained is worth a warning.
+    None: the methods' own. A warning is given where a policy is asked in another way than it was trained.
     """
     trained = prompt_of(arguments.adapter or arguments.model)
     parts = {"system_prompt": arguments.system_prompt, "instruction": arguments.instruction}

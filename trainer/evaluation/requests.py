@@ -9,8 +9,8 @@ that is, before repetition penalty, top-k, top-p and min-p, which all act on wha
 the model's uncertainty at this temperature, the quantity that teacher forcing and training see as well.
 
 A request's seed depends on the run's seed, benchmark, method, problem and sample, and on nothing else. So a response
-does not depend on where a run was interrupted, but for rounding: who is in the batch beside it changes the rounding of
-matrix products and, rarely, a token through it.
+does not depend on where a run was interrupted, except for rounding: the other responses in the batch change the
+rounding of matrix products and, rarely, a token.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Sampling:
     top_p: float = 0.95
     top_k: int = 0  # 0: off
     min_p: float = 0.0  # 0: off
-    repetition_penalty: float = 1.0  # 1: off; counts prompt and response. Published as 1.15, but never applied there
+    repetition_penalty: float = 1.0  # 1: off; counts prompt and response. The published 1.15 was never applied
     max_new_tokens: int = 16384
 
     def __post_init__(self) -> None:

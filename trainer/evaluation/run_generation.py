@@ -2,8 +2,8 @@
 
 Work is one list of (problem, sample) over all benchmarks and methods; as many as the batch holds are decoded at once,
 and a response that ends gives its place to the next of the list. It is written when it ends, so a kill loses what was
-under way and nothing else, and no batch waits for its longest response. What a response is drawn with depends on its
-own seed alone; who its neighbours are changes the rounding of matrix products and, rarely, a token through it.
+under way and nothing else, and no batch waits for its longest response. A response is drawn with its own seed; the
+others in the batch change the rounding of matrix products and, rarely, a token.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def warn_about_template(tokenizer: PreTrainedTokenizerBase, chosen: dict[str, Me
 
 
 def without_twins(work: list[Work]) -> list[Work]:
-    """One Work for those of a benchmark whose prompts are the same: the first; two names do not make two methods."""
+    """Keeps the first of the works of a benchmark whose prompts are the same: two names do not make two methods."""
     kept: dict[tuple, Work] = {}
     for item in work:
         kept.setdefault((item.benchmark, tuple(item.prompt_ids)), item)
@@ -232,7 +232,7 @@ def write_responses(
     slots: int,
     progress: Progress,
 ) -> None:
-    """Generate what is missing; each response is on the disk before the next one that ends is looked at."""
+    """Generate what is missing; each response is written to the disk as soon as it ends."""
     requests = []
     for one in todo:
         item = work[one.work]

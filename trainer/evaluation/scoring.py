@@ -5,8 +5,8 @@ In: a causal LM, (prompt, response) token ids. Out: for response token i the ent
     softmax(z / T),   z = softcap * tanh(logit_scale * (h W^T + b) / softcap),   h the hidden state before token i
 
 The sequence goes through the body in chunks with a key/value cache, so activations are those of one chunk; each chunk's
-hidden states go to cer_ext.linear_logprobs_and_entropy, whose workspace is bounded. What grows with the length is the
-cache and nothing else. The plain way holds logits (L, V), their float32 log-softmax and a product of both: 30 GB for
+hidden states go to cer_ext.linear_logprobs_and_entropy, whose workspace is bounded. Only the cache grows with
+the length. The plain way holds logits (L, V), their float32 log-softmax and a product of both: 30 GB for
 16384 tokens of a vocabulary of 151936.
 
 Sequences of a batch are padded on the right, where a causal model never looks, so no mask is needed.

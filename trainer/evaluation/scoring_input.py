@@ -10,7 +10,7 @@ One JSON object per line:
 So the records of an earlier run are such a file. Without token_ids the text is tokenised by itself (together with the
 prompt, the prompt's last token could swallow its beginning), and no end-of-sequence token is added: whether the
 response ended is not known from its text. Without an id it is the line's number; without ground_truth it is not
-correct. What is there must be something: null as an id or as a ground_truth is refused, and so is NaN. A list as
+correct. Values must not be null or NaN: such an id or ground_truth is refused. A list as
 ground_truth holds answers of which any one is right (trainer.datasets.answers).
 """
 

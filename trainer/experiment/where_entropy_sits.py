@@ -1,11 +1,11 @@
-"""Of one response: how far it goes before its right number first appears, and what it spends after.
+"""The tokens and nats of a response before and after its right number first appears.
 
 In: a record of an evaluation.  Out: tokens and nats before and after that point.
 
-A mean over tokens is moved by certain tokens, a total is not, and neither sees whether a token comes before the answer
-is known or after. This splits both at the token that completes the first appearance of the right number as a number of
-its own (the 12 of "12", not of "112"). It says where there is something to save: tokens after it are repetition,
-checking, or talking oneself out of the answer.
+Certain tokens lower a mean and leave a total as it is; neither tells whether a token comes before or after the answer
+is known. This splits both at the token that completes the first appearance of the right number as a number of
+its own (the 12 of "12", not of "112"). Tokens after it are repetition, checking, or a change of
+mind: that is what can be saved.
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ def find_adapter(given: str) -> AdapterFiles:
 
     Raises:
         FileNotFoundError: no configuration or no weights there.
-        ValueError: not a LoRA adapter, or one that no weights of this base can stand for.
+        ValueError: not a LoRA adapter, or one that cannot be merged into this base.
     """
     directory = Path(given)
     if not directory.is_dir():

@@ -1,4 +1,4 @@
-"""A GGUF file, converted once to what transformers, PEFT and vLLM load and save: float32 safetensors and a tokenizer.
+"""A GGUF file, converted once to what transformers, PEFT and vLLM load: float32 safetensors and a tokenizer.
 
 In: a GGUF file.  Out: CACHE/gguf-NAME-HASH/ with config.json, model.safetensors, the tokenizer, and conversion.json:
 

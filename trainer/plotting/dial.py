@@ -1,9 +1,9 @@
-"""The dial of early exits: accuracy against length over a sweep of thresholds, beside the plain ways to be short.
+"""The dial of early exits: accuracy against length over a sweep of thresholds, beside simpler ways to be short.
 
 In: evaluations of one model that differ in --early_exit, and baselines without it: other --max_new_tokens, methods that
 ask for no or less thinking. Out: a figure, a panel per benchmark; every point with 95% intervals of both numbers.
 
-What is worth having lies up and left. Points of a sweep are joined in the order of its setting: thresholds of one
+Better is up and left. Points of a sweep are joined in the order of its setting: thresholds of one
 window, and limits of one method. Intervals are those of the tables (bootstrap over problems).
 """
 

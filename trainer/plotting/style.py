@@ -1,6 +1,6 @@
-"""How figures look and are saved: fonts that matplotlib brings, colours that colour-blind readers tell apart.
+"""How figures look and are saved: fonts that come with matplotlib, colours that colour-blind readers can tell apart.
 
-In: figures. Out: files. No state is left behind: the style is a context, and no pyplot window list is used.
+In: figures. Out: files. The style is a context manager, and pyplot is not used: no global state changes.
 """
 
 from __future__ import annotations

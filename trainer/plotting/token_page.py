@@ -1,7 +1,7 @@
 """One response as a page: every token on a background that shows its entropy, TECA running alongside.
 
-In: a record. Out: HTML in one file that asks for nothing else: no script but its own, which a content security policy
-holds it to; no font, image or address. Whatever tokens contain is text: escaped, control characters shown as \\xNN,
+In: a record. Out: HTML in one file that loads nothing else: no font, no image, no address, no script but its own, as
+a content security policy enforces. Whatever tokens contain is text: escaped, control characters shown as \\xNN,
 each token isolated so that a right-to-left mark in one can't turn its neighbours.
 
     background of a token    entropy, in 16 steps from 0 to the scale's end (99th percentile, at least 0.1 nats)
@@ -139,7 +139,7 @@ def token_page(record: Record) -> str:
 
 
 def shown_token(token: str) -> str:
-    """A token as HTML text: nothing in it is markup, and what can't be seen is shown."""
+    """A token as HTML text: markup is escaped, and invisible characters are shown."""
     shown = []
     for character in token:
         if character in _BREAKS:

@@ -1,4 +1,4 @@
-"""Short responses word by word: under each bar, the entropy of a token, stands the token; a line shows TECA.
+"""Short responses word by word: bars of token entropy with the token under each bar, and a line for TECA.
 
 In: records of the same problem from several runs. Out: a figure with a panel per record, on one scale: where a policy
 explores, and what is left of it.

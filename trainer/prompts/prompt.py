@@ -1,4 +1,4 @@
-r"""A prompt as data: what stands around a question, before training, in the run, and in evaluation.
+r"""A prompt as data: the text around a question, the same in training and evaluation.
 
     system_prompt   a first message, or none
     examples        worked examples: each question a user turn, each answer an assistant turn
@@ -8,7 +8,7 @@ In: a YAML or JSON file with these keys (all optional; examples a list of {quest
 one, or the directory of a run.  Out: the messages of a question.
 
 A run writes its prompt to RUN/prompt.json and beside its final model, a merge keeps it; evaluation reads it there, so
-that a policy is asked as it was trained. Before-and-after on another prompt compares two prompts, not two policies.
+that a policy is asked as it was trained. Under different prompts, before and after could not be compared.
 """
 
 from __future__ import annotations

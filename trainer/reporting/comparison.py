@@ -1,7 +1,7 @@
 """Two runs on the same problems: differences with paired intervals.
 
 In: two rows (a method of a run each). Out: one Comparison per benchmark that both have, and one over all of them.
-Every problem keeps its two values together when problems are drawn, so that what is hard for both cancels.
+When problems are drawn, both values of a problem are drawn together, so that its difficulty cancels.
 """
 
 from __future__ import annotations

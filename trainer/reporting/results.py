@@ -7,7 +7,7 @@
     TECA of right and of wrong answers (mean of the last value over those responses, nats)
     average: mean of ACC and of LEN over all benchmarks of the report; its dLEN from the averaged lengths
 
-Whatever is incomplete is said in a note, and an average over incomplete parts is not given.
+A note names what is incomplete, and no average is taken over incomplete parts.
 """
 
 from __future__ import annotations
@@ -210,7 +210,7 @@ _MODEL_WORDS = ("model", "adapter", "revision", "fingerprint")
 
 
 def _differing_settings(runs: list[Run]) -> list[str]:
-    """Settings, but for the model's, in which the runs differ: such runs are compared with care."""
+    """Settings, but for the model's, in which the runs differ: such runs must be compared with care."""
     notes = []
     for key in sorted(set().union(*(run.settings for run in runs)) - _MAY_DIFFER):
         if any(word in key for word in _MODEL_WORDS):

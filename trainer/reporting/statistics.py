@@ -127,9 +127,9 @@ def wilson(successes: float, n: int) -> tuple[float, float]:
 def share_interval(value: float, replicates: np.ndarray, problems: int) -> Estimate:
     """`interval` for a share; Wilson's where resampling now and then loses every success or every failure.
 
-    With k problems that hold one, a replicate has none with probability e^-k. Where that is seen, k is a handful, and
-    the bootstrap too sure: 1 right of 24 would have a lower upper bound than 0 of 24 has by Wilson. With several
-    samples to a problem Wilson's is on the wide side, as it counts problems. None for a single problem.
+    With k problems that hold one, a replicate has none with probability e^-k. Where that happens, k is small, and
+    the bootstrap's interval too narrow: 1 right of 24 would have a lower upper bound than 0 of 24 by Wilson. With
+    several samples to a problem Wilson's is on the wide side, as it counts problems. None for a single problem.
     """
     if np.isnan(value) or problems < 2:
         return Estimate(value)

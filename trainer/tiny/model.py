@@ -2,8 +2,8 @@
 
     2 layers, hidden 64, 4 query and 2 key/value heads of 16, SwiGLU 128, tied embeddings, float32
 
-A real `Qwen3ForCausalLM`: everything that works on it (TRL, PEFT, checkpoints, our fused head) is the code that a 4B
-Qwen3 meets.
+A real `Qwen3ForCausalLM`: TRL, PEFT, checkpoints and our fused head run the same code
+on it as on a 4B Qwen3.
 """
 
 import torch

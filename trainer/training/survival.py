@@ -223,7 +223,7 @@ class SurvivalMixin:
             )
 
     def _check_opinions(self, rewards: Tensor, gave_nan: bool) -> None:
-        """None is "no opinion": a batch without any moves nothing. NaN is a fault, and so is silence that lasts."""
+        """A batch whose rewards are all None changes nothing. NaN is an error, as are many such batches in a row."""
         if not torch.isnan(rewards).all():
             self._batches_without_opinion = 0
             return
