@@ -71,3 +71,17 @@ def test_every_page_is_in_the_navigation():
     navigation = (ROOT / "mkdocs.yml").read_text("utf-8")
     for page in PAGES:
         assert re.search(rf"(: | - ){re.escape(page.relative_to(DOCS).as_posix())}$", navigation, re.MULTILINE), page
+
+
+def test_every_public_name_is_on_an_api_page():
+    import cer_ext
+    from trainer import rewards
+
+    kernels = (DOCS / "reference" / "cer_ext.md").read_text("utf-8")
+    for name in cer_ext.__all__:
+        assert re.search(rf"^::: cer_ext(\.\w+)?\.{name}$|^::: cer_ext\.{name}$", kernels, re.MULTILINE), name
+    functions = (DOCS / "reference" / "rewards.md").read_text("utf-8")
+    for name in rewards.__all__:
+        module = getattr(rewards, name).__module__
+        shown = rf"^::: ({re.escape(module)}|trainer\.rewards\.{name})$"
+        assert re.search(shown, functions, re.MULTILINE), name
