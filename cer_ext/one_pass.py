@@ -136,7 +136,7 @@ def loss_of_rows(
         if not isinstance(loss, Tensor) or loss.dim() or not loss.is_floating_point():
             found = f"shape {tuple(loss.shape)} of {loss.dtype}" if isinstance(loss, Tensor) else type(loss).__name__
             raise TypeError(f"loss_fn: expected a floating point scalar (the sum over its rows), got {found}")
-        if not loss.requires_grad:  # a loss that does not depend on them, or nobody asked
+        if not loss.requires_grad:  # the loss does not depend on them, or no gradient is wanted
             return loss.detach(), ops.Upstream(None, None)
         _refuse_other_leaves(loss, inputs)
         grads = torch.autograd.grad(loss, inputs, allow_unused=True)
@@ -144,7 +144,7 @@ def loss_of_rows(
 
 
 def _refuse_other_leaves(loss: Tensor, inputs: list[Tensor]) -> None:
-    """Raise where the loss depends on another tensor that requires grad: its gradient would be lost without a word."""
+    """Raise where the loss depends on another tensor that requires grad: its gradient would be silently lost."""
     own = {id(x) for x in inputs}
     seen, stack = set(), [loss.grad_fn]
     while stack:

@@ -144,7 +144,7 @@ class Matrices:
         return self._given.to(self.real) if self.upcasts else self._given
 
     def weight_tile(self, columns: slice) -> Tensor:
-        """weight[columns] (cols, D) as an operand of torch's products; asked again for the same columns, no work."""
+        """weight[columns] (cols, D) as an operand of torch's products. The last copy is kept for reuse."""
         tile = self.weight[columns]
         if self._weight is None:
             return tile

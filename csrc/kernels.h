@@ -1,6 +1,6 @@
 // Every operation of csrc, once: a parameter struct and one declaration per device.
 //
-// Data's way: hidden states -> pack_hidden; packed hidden states, weight -> head_tile -> logits tile (bfloat16 on a CPU;
+// The data:   hidden states -> pack_hidden; packed hidden states, weight -> head_tile -> logits tile (bfloat16 on a CPU;
 //             a GEMM of torch makes the tile elsewhere)
 //             logits tile -> fold_tile -> row states -> finish_rows -> log-probabilities, entropies, row statistics
 //             row states of every rank -> merge_states -> row states (where the vocabulary is spread over ranks)

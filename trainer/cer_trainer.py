@@ -14,16 +14,16 @@ Everything else is TRL's: generation, groups, advantages, losses, KL, adapters, 
 
 Where the entropies come from, `teca_source`:
 
-rollout    From decoding: the engine that draws a token has its distribution at hand, so no pass is made for them. By
+rollout    From decoding: the engine that draws a token knows its distribution, so no further pass is needed. Engines:
            transformers' generate (trainer/sampling/generate_processor.py), vLLM in this process (vllm_generation.py),
            or a rollout_func that returns them. It is the entropy of softmax(z / T) under the weights and the precision
            of that engine. The training forward finds the entropies of the same tokens under the policy; their
            difference is logged (teca/rollout_difference, _max), and a warning given where rounding cannot explain it.
 scoring    From a pass of the policy. TRL makes one before the rewards are known (for old_per_token_logps) if its steps
-           are misaligned or vLLM's importance correction is on; then they are read off that pass, with whatever dropout
-           is on in it. Otherwise one more pass without gradient is made, in evaluation mode: it draws no random number,
-           so training goes on exactly as in TRL. Never from the pass of the reference, which with PEFT runs the same
-           model with another adapter.
+           are misaligned or vLLM's importance correction is on; then the entropies of that pass are taken (in training
+           mode, so with dropout if the model has any). Otherwise one more pass without gradient is made, in evaluation
+           mode: it draws no random number, so training goes on exactly as in TRL. Never from the pass of the
+           reference, which with PEFT runs the same model with another adapter.
 auto       rollout where it can be had, else scoring (tools, continuous batching, a server, other rollout_funcs).
 
 TRL's correction for vLLM (vllm_importance_sampling_correction, on by default) asks for the policy's log-probabilities
@@ -31,8 +31,8 @@ of every rollout, for which TRL makes a pass. With TECA from decoding nothing el
 rollouts serves one update the training forward has those log-probabilities, and the correction is computed there
 (trainer/sampling/importance_correction.py): the same loss without the pass.
 
-With `early_exit` a response is made to leave its thinking once its running TECA says that it has decided
-(trainer/sampling/early_exit.py). What it forces is masked from the loss as tool results are.
+With `early_exit` the thinking of a response is ended once its running TECA is low enough
+(trainer/sampling/early_exit.py). Forced tokens are masked from the loss, as tool results are.
 
 The TRL privates this rests on are named, with the pinned version, in tests/trainer/test_trl_contract.py.
 """
@@ -88,10 +88,12 @@ class CERTrainer(trl.GRPOTrainer):
     """`trl.GRPOTrainer` whose reward functions also receive `teca` and `entropy_sum` (list[float], nats).
 
     A `rollout_func` that knows the entropies of its own sampling may return them per token, as `decoded`
-    (list[teca_requests.Decoded]), or `teca` and `entropy_sum` itself; then no pass is made for them. None for these is
-    as if they had not been returned.
+    (list[teca_requests.Decoded]), or `teca` and `entropy_sum` itself; then no pass is made for them. None counts as
+    not returned.
 
-    Args (beside TRL's):
+    All arguments of `trl.GRPOTrainer` are taken, and these:
+
+    Args:
         teca_source: "auto", "rollout" or "scoring"; see this file's header.
         early_exit: the rule that ends a response's thinking, or None.
         share_prompts: run a prompt once for all its completions in a micro-batch, where that is less work and the model
@@ -102,7 +104,7 @@ class CERTrainer(trl.GRPOTrainer):
             of these names, or where entropies or an early exit are asked of a rollout that cannot give them. In
             training, where what a rollout_func returned is no set of rollouts (trainer/sampling/rollout_output.py).
 
-    Example:
+    Examples:
         >>> def reward(completions, teca, **kwargs):
         ...     return [math.exp(-value) for value in teca]
         >>> trainer = CERTrainer(model, reward, args=GRPOConfig(...), train_dataset=dataset)  # doctest: +SKIP
@@ -164,7 +166,7 @@ class CERTrainer(trl.GRPOTrainer):
 
     @property
     def _records_rollout(self) -> bool:
-        """Whether the engine is watched while it generates."""
+        """Whether entropies are recorded while the engine generates."""
         wanted = self.teca_source != "scoring" or self.early_exit is not None
         return wanted and self.rollout_func is None and self._no_entropies_from_rollout is None
 
@@ -394,8 +396,8 @@ class CERTrainer(trl.GRPOTrainer):
     def _await_images(self, completion_ids: list[list[int]]) -> None:
         """Have the rollouts scored with their images, once TRL has prepared those: at its first pass.
 
-        Where it would make none, it is made to believe that its steps are misaligned (no number of accumulation steps
-        is a multiple of more than itself). It then takes our pass for its own; what it keeps of it is dropped.
+        Where TRL would make none, its steps are reported as misaligned (no number of accumulation steps is a multiple
+        of more than itself). TRL then uses our pass as its own; what it keeps of it is dropped.
         """
         self._completion_lengths = [len(ids) for ids in completion_ids]
         self._made_trl_score = not self._scored_by_trl

@@ -1,4 +1,4 @@
-"""The fused language-model head: a causal LM's forward that answers with log-probabilities instead of logits.
+"""The fused language-model head: a causal LM's forward that returns log-probabilities instead of logits.
 
 In: a transformers model (bare, or the base model inside a PEFT wrapper), input ids and labels. Out: for every label
 that is not -100 the log-probability and the entropy of its next-token distribution, without the (B, L, V) logits.
@@ -7,7 +7,7 @@ that is not -100 the log-probability and the entropy of its next-token distribut
 
 `add_fused_lm_head` takes the place of the function of the same name in trl.trainer.utils (same signature, same output
 class), so that TRL's trainer calls it where it would have called its own. The model's backbone is called as TRL calls
-it; what differs is who multiplies: cer_ext.linear_logprobs_and_entropy, on the positions that are scored and no others.
+it; only the product with the head is ours: cer_ext.linear_logprobs_and_entropy, on the scored positions alone.
 
 A low-rank adapter on the head (LoRA) is a wider product, so no (B, L, V) tensor and no merged weight is needed for it:
 
@@ -21,9 +21,9 @@ has gathered it where it shares a group with another module; where it does not, 
 DeepSpeed is told that the model's forward uses it, gathers it with the model's own parameters, forward and backward,
 and reduces the gradient.
 
-Whatever a model does to its logits beyond this equation would be wrong silently, so the equation is compared with whole
-rows of the model's own logits, multiplied in float32, when the head is added, wherever the weights are in place
-(sharded or meta weights can't be run there).
+If a model does more to its logits than this equation, results would be silently wrong. So the equation is compared
+with whole rows of the model's own logits, multiplied in float32, when the head is added, wherever the weights are in
+place (sharded or meta weights can't be run there).
 """
 
 # torch gives every attribute of a module as Tensor | Module:
