@@ -4,7 +4,6 @@ import math
 
 import pytest
 
-from trainer.rewards.decided import decided_at, decided_reward, tokens_after_answer
 from trainer.rewards.length import (
     conciser_reward,
     dapo_reward,
@@ -91,56 +90,7 @@ def test_l1_holds_the_length_to_the_datas_target():
         call(l1_max_reward, [True], [5])
 
 
-@pytest.mark.parametrize("reward", [kimi_reward, efficient_reward, gr3_reward, grpo_lambda_reward, decided_reward])
+@pytest.mark.parametrize("reward", [kimi_reward, efficient_reward, gr3_reward, grpo_lambda_reward])
 def test_lengths_are_asked_for(reward):
     with pytest.raises(ValueError, match="needs completion_ids"):
         reward(completions=[RIGHT], ground_truth=["7"])
-
-
-@pytest.mark.parametrize(
-    ("text", "stated"),
-    [
-        ("1 + 3 = 4. So 1 + 3 = 4. \\boxed{4}", "1 + 3 = 4"),
-        (
-            "tom has 8 . 8 + 3 = 11 . 11 - 3 = 8 . that gives 8 . the answer is \\boxed{ 8 }",
-            "tom has 8 . 8 + 3 = 11 . 11 - 3 = 8",
-        ),
-        ("First 9 comes out. No: it gives her 8. \\boxed{8}", "First 9 comes out. No: it gives her 8"),
-        ("It is 18.5, then 18. \\boxed{18}", "It is 18.5, then 18. \\boxed{18"),
-        ("\\boxed{7}", "\\boxed{7"),
-        # one check that computes something new is free, a second and any repetition are not
-        ("7 + 1 = 8 . check : 9 - 1 = 8 . check : 4 + 4 = 8 . \\boxed{8}", "7 + 1 = 8 . check : 9 - 1 = 8"),
-        ("7 + 1 = 8 . so 7 + 1 = 8 . check : 9 - 1 = 8 . \\boxed{8}", "7 + 1 = 8 . so 7 + 1 = 8 . check : 9 - 1 = 8"),
-    ],
-)
-def test_where_the_answer_stands_for_good(text, stated):
-    assert text[: decided_at(text)] == stated
-
-
-def test_a_completion_without_an_answer_has_nothing_after_it():
-    assert decided_at("hmm") is None
-    assert tokens_after_answer("hmm", 9) == 0.0
-    assert tokens_after_answer("", 0) == 0.0
-
-
-def test_decided_prices_repetition_where_all_are_right_and_nothing_elsewhere():
-    short, long = "= 7 \\boxed{7}", "= 7 " + "so 7. " * 4 + "\\boxed{7}"
-    texts, prompts = [short, long, short, WRONG], ["a", "a", "b", "b"]
-    logged = []
-    rewards = decided_reward(
-        completions=texts,
-        ground_truth=["7"] * 4,
-        completion_ids=[[0] * len(text) for text in texts],  # a token a character
-        prompts=prompts,
-        weight=0.5,
-        log_metric=lambda name, value: logged.append((name, value)),
-    )
-    after = [len(short) - 3, len(long) - 3]
-    median = sum(after) / 2
-    assert rewards == pytest.approx([1 + 0.5 * math.exp(-a / median) for a in after] + [1.0, 0.0])
-    assert rewards[0] > rewards[1]
-    told = [value for name, value in logged if name == "tokens_after_answer"]
-    assert told == pytest.approx([*after, after[0]])  # of the right ones, a number each: TRL takes the mean
-    explores = "could be 9 , 10 , 11 . no . " + short  # what comes before the answer is free
-    alike = decided_reward([short, explores], ["7", "7"], [[0] * len(short), [0] * len(explores)])
-    assert alike[0] == pytest.approx(alike[1])

@@ -5,6 +5,7 @@ The embedded one, which `python -m trainer.grpo` runs when it is given nothing; 
 run.py                  warm start, GRPO once per reward, table, curves
 warm_start.py           supervised training by imitation, cached
 held_out.py             held-out problems: accuracy, length, TECA, explorations
+agreement.py            whether a policy stops where two of its calculations agree
 result_table.py         the table, with Wilson intervals and what may be read from it
 
 `python -m trainer.experiment`, for the policy and data of any recipe with held-out problems:

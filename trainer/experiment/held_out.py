@@ -6,6 +6,7 @@ Responses are sampled at temperature 1, one per problem, with a random state of 
 in a training that goes on. Entropies are those that the sampler saw.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,7 +19,7 @@ from trainer.sampling.rollout import sample
 from trainer.sampling.rollout_entropy import teca_and_sum
 from trainer.tiny.problems import WordProblem, count_explorations, count_recaps
 
-_BATCH = 64
+_LEAST_BATCH, _BATCHES = 64, 4  # many problems in larger batches: their decoding steps cost hardly more
 
 
 @dataclass
@@ -49,8 +50,9 @@ def evaluate(
     found = HeldOutResponses([], [], [], [], [], [], [])
     with torch.random.fork_rng(devices=[]), ProgressBar(total=len(problems), desc=description, unit="problem") as bar:
         torch.manual_seed(seed)
-        for start in range(0, len(problems), _BATCH):
-            batch = problems[start : start + _BATCH]
+        size = max(_LEAST_BATCH, math.ceil(len(problems) / _BATCHES))
+        for start in range(0, len(problems), size):
+            batch = problems[start : start + size]
             prompts = tokenizer.apply_chat_template(
                 [[{"role": "user", "content": problem.question}] for problem in batch],
                 add_generation_prompt=True,

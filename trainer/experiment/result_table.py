@@ -27,6 +27,10 @@ RECAP = """\
   nothing. Where CER's length or recaps grow while TECA falls, the reward is being gamed; a reward on the total entropy
   can't be diluted."""
 
+SLIPS = """\
+- stop =, stop !=: shares of responses that calculate no more after two results, where the two agree and where they
+  differ. Where the shares are alike the policy stops by count: what shortens it cuts needed and idle checks alike."""
+
 
 def summarise(responses: HeldOutResponses) -> dict[str, float]:
     """The numbers of one row."""
@@ -65,10 +69,18 @@ def what_controls_say(summaries: dict[str, dict[str, float]]) -> str:
     )
 
 
+def _share(row: dict[str, float], name: str) -> TableCell:
+    return TableCell(f"{row[name]:.2f}" if name in row else "")
+
+
 def result_table(summaries: dict[str, dict[str, float]], *, design: str) -> str:
     """Markdown. `summaries` maps "warm start" and then names of rewards to what `summarise` gives."""
     before = summaries[BEFORE]
-    columns = ["ACC", "LEN", "dLEN", "TECA", "total H", "explorations", *(["recaps"] if DESIGNS[design].recaps else [])]
+    columns = [
+        *("ACC", "LEN", "dLEN", "TECA", "total H", "explorations"),
+        *(["stop =", "stop !="] if DESIGNS[design].slips else []),
+        *(["recaps"] if DESIGNS[design].recaps else []),
+    ]
     rows = []
     for name, row in summaries.items():
         change = 100 * (row["length"] / before["length"] - 1)
@@ -79,9 +91,15 @@ def result_table(summaries: dict[str, dict[str, float]], *, design: str) -> str:
             TableCell(f"{row['teca']:.3f}"),
             TableCell(f"{row['entropy_sum']:.1f}"),
             TableCell(f"{row['explorations']:.2f}"),
+            *(_share(row, share) for share in ("stops_agreed", "stops_split") if DESIGNS[design].slips),
             *([TableCell(f"{row['recaps']:.2f}")] if DESIGNS[design].recaps else []),
         ]
         rows.append((BEFORE_TITLE if name == BEFORE else title(name), cells))
     caption = f"Held-out problems ({before['problems']:.0f}), design {design}, one sampled response each at T = 1"
-    notes = [what_controls_say(summaries), ONE_RUN, *([RECAP] if DESIGNS[design].recaps else [])]
+    notes = [
+        what_controls_say(summaries),
+        ONE_RUN,
+        *([SLIPS] if DESIGNS[design].slips else []),
+        *([RECAP] if DESIGNS[design].recaps else []),
+    ]
     return "\n".join([to_markdown(Table(caption, [("", columns)], [("", rows)])), "", *notes, ""])

@@ -24,13 +24,14 @@ import transformers
 import trl
 from datasets import Dataset
 
+from trainer.experiment.agreement import agreement
 from trainer.experiment.held_out import HeldOutResponses, evaluate
 from trainer.experiment.result_table import BEFORE, result_table, summarise
 from trainer.experiment.warm_start import WarmStartSettings, cache_key, load, warm_start
 from trainer.rewards import reward_function
 from trainer.sampling.rollout import rollout
 from trainer.storage.atomic import write_json, write_text
-from trainer.tiny.problems import draw_problems
+from trainer.tiny.problems import DESIGNS, draw_problems
 from trainer.training import resume_settings
 from trainer.training import start as starting
 from trainer.training.arguments import ConfigError, RunArguments
@@ -116,6 +117,10 @@ def _write_responses(path: Path, responses: HeldOutResponses, problems) -> None:
         row = {"question": problem.question, "ground_truth": str(problem.answer), **row}
         lines.append(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
     write_text(path, "".join(lines))
+
+
+def _summary(responses: HeldOutResponses, problems, design: str) -> dict[str, float]:
+    return summarise(responses) | (agreement(responses, problems) if DESIGNS[design].slips else {})
 
 
 @dataclasses.dataclass
@@ -214,7 +219,11 @@ def _train_one(one: _RewardRun, start: Path, run: RunArguments, problems, comman
         description=f"held-out problems ({label})",
     )
     _write_responses(one.output_dir / "responses.jsonl", responses, problems)
-    result = {"settings": one.fingerprint, "seconds": time.perf_counter() - started, "summary": summarise(responses)}
+    result = {
+        "settings": one.fingerprint,
+        "seconds": time.perf_counter() - started,
+        "summary": _summary(responses, problems, run.tiny_design),
+    }
     write_json(one.output_dir / "result.json", result)
     received = trainer.stop_signals.received  # in the last step: this run is complete, the next is not wanted
     return (128 + received if received else 0), result
@@ -258,7 +267,7 @@ def run_experiment(run: RunArguments, config, command: str) -> int:
         description="held-out problems (before)",
     )
     seconds = {BEFORE: time.perf_counter() - began}
-    summaries = {BEFORE: summarise(before)}
+    summaries = {BEFORE: _summary(before, problems, run.tiny_design)}
     for one in runs:
         code, result = _train_one(one, start, run, problems, command)
         if code != 0:
