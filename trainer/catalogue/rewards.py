@@ -38,8 +38,8 @@ REWARDS = {
     ),
     "decided": Reward(
         "trainer.rewards.decided:decided_reward",
-        "a price on what comes after the answer, where all of a group are right",
-        "decided: tokens after the answer",
+        "a price on what comes after the answer, while those that go on are not right more often",
+        "decided: after the answer, if idle",
         options=("weight",),
     ),
     "accuracy": Reward("trainer.rewards.entropy:accuracy_reward", "1 if right, else 0", "control: accuracy only"),

@@ -2,7 +2,7 @@
 
 entropy.py       the method's reward, its variant on the total entropy, the controls
 length.py        what others have proposed against overthinking
-decided.py       a price on what comes after the answer
+decided.py       a price on what comes after the answer, while exploring does not pay
 completions.py   completions as TRL hands them over: text, grade, groups, lengths
 by_name.py       a name of trainer/catalogue/rewards.py -> the function with its options
 """

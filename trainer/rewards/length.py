@@ -184,7 +184,7 @@ def gr3_reward(
     Args:
         alpha: strength of the rescaling, at least 0.
 
-    Source: after GR3, Group Relative Reward Rescaling, arXiv 2603.10535.
+    Source: GR3, Group Relative Reward Rescaling, arXiv 2603.10535; its calibration of alpha is not here.
     """
     if not alpha >= 0:
         raise ValueError(f"alpha is {alpha}: expected a number >= 0")
