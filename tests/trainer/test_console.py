@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from synthetic_records import make_record, write_run
 
 from trainer.console import progress_bar
@@ -84,7 +85,8 @@ def test_a_bar_in_a_file_does_not_repeat_around_rows(clock, monkeypatch, capsys)
     """What a training prints: a row per step, and one bar."""
     import types
 
-    table = ConsoleTable("train")
+    one_process = types.SimpleNamespace(world_size=1, device=torch.device("cpu"))
+    table = ConsoleTable("train", types.SimpleNamespace(args=one_process, model_wrapped=torch.nn.Linear(1, 1)))
     state = types.SimpleNamespace(is_world_process_zero=True, max_steps=6, global_step=0)
     args = types.SimpleNamespace(disable_tqdm=False)
     table.on_train_begin(args, state, None)
@@ -94,7 +96,9 @@ def test_a_bar_in_a_file_does_not_repeat_around_rows(clock, monkeypatch, capsys)
         table.on_log(args, state, None, logs={"loss": 0.5, "reward": 1.0})
     table.on_train_end(args, state, None)
     shown = capsys.readouterr()
-    assert [line.split()[0] for line in shown.out.splitlines()] == ["step", "1", "2", "3", "4", "5", "6"]
+    first, *rows = shown.out.splitlines()
+    assert first == "1 process on cpu; nothing wraps the model"
+    assert [row.split()[0] for row in rows] == ["step", "1", "2", "3", "4", "5", "6"]
     assert [line.split("|")[2].split()[0] for line in shown.err.splitlines()] == ["1/6", "6/6"]
 
 
