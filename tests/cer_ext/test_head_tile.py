@@ -255,7 +255,7 @@ def compiled_torch(hidden, weight, target):
 
 
 def trl_function(hidden, weight, target):
-    kernels = pytest.importorskip("trl.kernels")
+    kernels = pytest.importorskip("trl.kernels", reason="no TRL here")
     return kernels.ChunkedLogProbFunction.apply(hidden, weight, None, target, 1.0, 4096, None, 1.0, ("entropy",))[:2]
 
 
