@@ -20,6 +20,7 @@ import sys
 from trainer.catalogue.data_sets import DATA_SETS, EMBEDDED
 from trainer.catalogue.methods import METHODS
 from trainer.console.closed_pipe import outlive_readers
+from trainer.console.output_directory import output_directory
 from trainer.evaluation.requests import DTYPES, ENGINES, Sampling
 from trainer.sampling.early_exit import DEFAULT_TEXT
 
@@ -79,7 +80,13 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument(
         "--score", metavar="FILE", help="score the responses in this jsonl file instead of generating any"
     )
-    what.add_argument("--output", required=True, metavar="DIR", help="directory of the records, new or to be continued")
+    what.add_argument(
+        "--output",
+        required=True,
+        type=output_directory,
+        metavar="DIR",
+        help="directory of the records, new or to be continued",
+    )
 
     sampling = made.add_argument_group("sampling (defaults: those of the published evaluation code)")
     for name, kind, text in (

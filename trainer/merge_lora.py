@@ -35,6 +35,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import cached_file
 
 from trainer.console.closed_pipe import outlive_readers
+from trainer.console.output_directory import output_directory
 from trainer.merging.adapter import AdapterFiles, find_adapter
 from trainer.merging.merge import attach, merge, require_same_vocabulary
 from trainer.merging.verify import agreement, checksums, logits_of, require_same_from_disk, token_sequences
@@ -74,7 +75,7 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--revision", help="of the base model on the hub")
     made.add_argument("--adapter", required=True, nargs="+", help="adapter directories, or names on the hub")
-    made.add_argument("--output", required=True, type=Path, help="where to write: absent or empty")
+    made.add_argument("--output", required=True, type=output_directory, help="where to write: absent or empty")
     made.add_argument("--dtype", choices=_DTYPES, help="of the merged weights; default: that of the base")
     made.add_argument("--device", default="cpu", help="where to merge and verify; default: cpu")
     made.add_argument("--max_shard_size", default="5GB", help="of a safetensors file; default: 5GB")

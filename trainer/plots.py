@@ -24,6 +24,7 @@ import sys
 from pathlib import Path
 
 from trainer.console.closed_pipe import outlive_readers
+from trainer.console.output_directory import output_directory
 from trainer.plotting import evaluation
 from trainer.plotting.case import case
 from trainer.plotting.curves import Series, find_case, read_series, typical
@@ -43,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m trainer.plots", description="Figures of evaluations and of training runs."
     )
     made.add_argument("directories", nargs="+", metavar="DIR", help="records or a training log; LABEL=DIR names it")
-    made.add_argument("--output", type=Path, help="where the figures go; default: plots/ in the first DIR")
+    made.add_argument("--output", type=output_directory, help="where the figures go; default: plots/ in the first DIR")
     made.add_argument("--format", default=",".join(FORMATS), help="any of png,svg,pdf; default: all three")
     made.add_argument(
         "--case",
@@ -152,3 +153,6 @@ if __name__ == "__main__":
         sys.exit(main(parser().parse_args()))
     except (ValueError, OSError) as error:
         sys.exit(f"trainer.plots: {error}")
+    except KeyboardInterrupt:
+        print("trainer.plots: interrupted", file=sys.stderr)
+        sys.exit(130)

@@ -119,3 +119,6 @@ if __name__ == "__main__":
         sys.exit(main(parser().parse_args()))
     except (ValueError, FileNotFoundError) as error:
         sys.exit(f"trainer.report: {error}")
+    except KeyboardInterrupt:
+        print("trainer.report: interrupted", file=sys.stderr)
+        sys.exit(130)

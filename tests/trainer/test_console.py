@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +14,9 @@ import pytest
 import torch
 from synthetic_records import make_record, write_run
 
+from trainer import evaluate
 from trainer.console import progress_bar
+from trainer.console.output_directory import output_directory
 from trainer.console.progress_bar import ProgressBar
 from trainer.training.run_log import ConsoleTable
 
@@ -110,3 +114,41 @@ def test_a_bar_on_a_terminal_is_redrawn_in_its_line():
     text = file.getvalue()
     assert [f"{n}/3" in text for n in range(4)] == [True] * 4
     assert text.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [("", "it is empty"), ("  ", "it is empty"), ("file", "file is there and is no directory"),
+     ("file/below", "file is there and is no directory"), ("loop", "loop is there and is no directory")],
+)  # fmt: skip
+def test_an_output_that_can_be_no_directory_is_refused_with_the_option(tmp_path, word, message, capsys):
+    from trainer import merge_lora, plots
+
+    (tmp_path / "file").touch()
+    (tmp_path / "loop").symlink_to("loop")
+    place = str(tmp_path / word) if word.strip() else word
+    for parse, words in (
+        (evaluate.parse_arguments, ["--model", "m", "--benchmarks", "gsm8k", "--output", place]),
+        (merge_lora.parser().parse_args, ["--model", "m", "--adapter", "a", "--output", place]),
+        (plots.parser().parse_args, ["runs", "--output", place]),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            parse(words)
+        assert ended.value.code == 2
+        assert re.search(f"argument --output: .*{message}", capsys.readouterr().err)
+
+
+def test_an_output_that_is_not_writable_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write anywhere
+    with pytest.raises(argparse.ArgumentTypeError, match=f"{re.escape(str(tmp_path))} is not writable"):
+        output_directory(str(tmp_path / "new" / "deep"))
+
+
+def test_an_output_that_is_there_or_can_be_made_is_taken(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    for word in (str(tmp_path), str(tmp_path / "link"), str(tmp_path / "ü n" / "deep"), "."):
+        assert output_directory(word) == Path(word)
+    assert output_directory("~/x") == tmp_path / "x"
+    assert not (tmp_path / "x").exists()

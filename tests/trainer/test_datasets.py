@@ -1,5 +1,6 @@
 """Problems from local files of every kind: values, splits, order, and what is said when the data is not right."""
 
+import gzip
 import json
 from pathlib import Path
 
@@ -342,6 +343,17 @@ def test_a_file_that_is_not_utf8_is_named_with_line_and_byte(tmp_path, suffix):
     path = tmp_path / f"a{suffix}"
     path.write_bytes('{"question": "q", "answer": "1"}\n{"question": "caf\xe9", "answer": "1"}\n'.encode("latin-1"))
     with pytest.raises(DataError, match=rf"a{suffix}, line 2: byte 18 \(0xe9\) is not UTF-8.*iconv -f ISO-8859-1"):
+        load_problems(str(path))
+
+
+@pytest.mark.parametrize("suffix", [".json", ".jsonl"])
+def test_a_compressed_file_and_one_in_utf16_are_called_what_they_are(tmp_path, suffix):
+    path = tmp_path / f"a{suffix}"
+    path.write_bytes(gzip.compress(b'{"question": "q", "answer": "1"}'))
+    with pytest.raises(DataError, match=r"line 1: this file is compressed: unpack it first \(gunzip\)"):
+        load_problems(str(path))
+    path.write_text('{"question": "q", "answer": "1"}', encoding="utf-16")
+    with pytest.raises(DataError, match=r"is not UTF-8\. The file is in UTF-16, convert it: iconv -f UTF-16 -t UTF-8"):
         load_problems(str(path))
 
 

@@ -506,3 +506,24 @@ def test_token_texts_add_up_and_whole_characters_stay_whole(tokenizer):
     assert len(token_texts(tokens, noise)) == 400
     # one token per word: the space belongs to the word that follows
     assert token_texts(tokenizer, tokenizer("w1 w2 w3")["input_ids"]) == ["w1", " w2", " w3"]
+
+
+def test_what_is_no_model_is_said_with_the_option(byte_model, files, tmp_path, capsys, monkeypatch):
+    data = {"gsm8k": files["gsm8k"]}
+
+    def refused(model, *options) -> str:
+        assert evaluate.main(arguments(model, tmp_path / "out", data, *SHORT, *options)) == 2
+        assert not (tmp_path / "out").exists()
+        return capsys.readouterr().err
+
+    config = byte_model / "config.json"
+    assert f"--model {config} is a file: expected the directory that holds config.json" in refused(config)
+    assert f"--adapter {config} is a file" in refused(byte_model, "--adapter", config)
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    shutil.copy(config, bare)
+    assert f"--model {bare} holds no tokenizer" in refused(bare)
+    monkeypatch.setattr("transformers.AutoConfig.from_pretrained", lambda *a, **k: (_ for _ in ()).throw(OSError("no")))
+    assert "--model nobody/nothing is no directory here, and could not be had from the hub: no" in refused(
+        "nobody/nothing"
+    )

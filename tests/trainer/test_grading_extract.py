@@ -142,3 +142,8 @@ def test_placeholders_and_mentions_of_a_box_are_no_answers(response, answer):
 )
 def test_answer_tags(response, answer):
     assert extract_answer(response) == answer
+
+
+def test_a_negative_space_of_latex_ends_no_sentence():
+    assert extract_answer(r"The answer is $11,\! 111$. Done.") == r"$11,\! 111$"
+    assert extract_answer("The answer is 5! Done.") == "5"

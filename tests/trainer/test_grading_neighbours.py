@@ -29,6 +29,19 @@ KINDS = {
         (r"\begin{pmatrix}1\\2\end{pmatrix}", [r"\begin{pmatrix}\,1\\\,2\end{pmatrix}"],
          [r"\begin{pmatrix}1\,2\end{pmatrix}"]),
     ],
+    "a quantity set as text in one piece": [
+        (
+            "18",
+            [r"\text{18 dollars}", r"\text{\$18}", r"\text{18}", r"\mbox{ 18 people }", r"\textbf{18 apples}"],
+            [r"\text{18 or 19}", r"\text{18 and 19}", r"\text{18 below zero}", r"\text{180 dollars}",
+             r"\text{18.5 dollars}", r"\text{18 more than x}", r"\text{18 thousand}", r"\text{18 - 3}",
+             r"\text{18 times 3}", r"\text{18 dollars and 50 cents}", r"\text{18 and a half}", r"\text{-18 degrees}",
+             r"\text{at most 18}", r"\text{18 out of 20}", r"\text{18th}"],
+        ),
+        ("18 cm", [r"\text{18 cm}", r"\text{18 centimeters}"], [r"\text{18 m}", r"\text{18 cm and 2 mm}"]),
+        ("1200", [r"\text{1,200 people}", r"\text{1.2 thousand}"], [r"\text{1,200,000 people}"]),
+        (r"\text{5:30 PM}", [r"\text{5:30 pm}"], [r"\text{5:30 AM}", r"\text{5:31 PM}", "5"]),
+    ],
     "complex numbers": [
         (
             "6 - 5i",

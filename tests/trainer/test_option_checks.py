@@ -94,6 +94,33 @@ def test_wrong_option_is_told_with_exit_code_2_before_a_model_is_loaded(options,
     assert not (tmp_path / "run" / "final").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("model.bin", "model_name_or_path: {}/model.bin is a file: expected a model's directory, or a .gguf file"),
+        ("empty", "model_name_or_path: the directory {}/empty holds no config.json"),
+        ("absent", "model_name_or_path: no directory {}/absent"),
+    ],
+)
+def test_what_is_no_model_is_said_before_a_hub_is_asked(name, told, tmp_path, capsys):
+    (tmp_path / "model.bin").write_bytes(b"no model")
+    (tmp_path / "empty").mkdir()
+    data = tmp_path / "data.jsonl"
+    data.write_text('{"question": "1 + 1", "answer": "2"}\n')
+    words = ["--config", "smoke_gsm8k", "--dataset", str(data), "--report_to", "none"]
+    words += ["--output_dir", str(tmp_path / "run"), "--model_name_or_path", str(tmp_path / name)]
+    assert grpo.main(words) == 2
+    assert told.format(tmp_path) in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("word", ["", " "])
+def test_an_empty_output_dir_is_refused(word, tmp_path, capsys):
+    words = small_options(tmp_path)
+    words[words.index("--output_dir") + 1] = word
+    assert grpo.main(words) == 2
+    assert "output_dir is empty: name a directory, or . for the current one" in capsys.readouterr().err
+
+
 def test_infinity_that_means_no_limit_is_taken(tmp_path):
     _, config, _ = arguments.parse(small_options(tmp_path, "--max_grad_norm", "inf"))
     assert math.isinf(config.max_grad_norm)

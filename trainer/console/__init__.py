@@ -1,7 +1,8 @@
 """What programs show while they run, on a terminal, in a file, or to nobody.
 
-closed_pipe.py    a program goes on when the reader of its output is gone
-progress_bar.py   a bar on a terminal, lines in a file
+closed_pipe.py       a program goes on when the reader of its output is gone
+output_directory.py  where a command may write, found out first
+progress_bar.py      a bar on a terminal, lines in a file
 """
 
 from trainer.name_clash import require_own_package

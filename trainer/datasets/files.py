@@ -98,7 +98,24 @@ def decoded(line: bytes, where: str) -> str:
     try:
         return line.decode("utf-8-sig" if where.endswith(", line 1") else "utf-8")
     except UnicodeDecodeError as error:
-        raise DataError(
-            f"{where}: byte {error.start + 1} (0x{line[error.start]:02x}) is not UTF-8. If the file is in Latin-1, "
-            "convert it: iconv -f ISO-8859-1 -t UTF-8 OLD > NEW"
-        ) from None
+        raise DataError(f"{where}: {_what_it_is(line, error.start)}") from None
+
+
+_PACKED = {
+    b"\x1f\x8b": "gunzip",
+    b"\x28\xb5\x2f\xfd": "unzstd",
+    b"BZh": "bunzip2",
+    b"\xfd7zXZ": "unxz",
+    b"PK\x03\x04": "unzip",
+}
+
+
+def _what_it_is(line: bytes, place: int) -> str:
+    """What a line is that is no UTF-8, as far as it shows, and what to do about it."""
+    if tool := next((tool for magic, tool in _PACKED.items() if line.startswith(magic)), None):
+        return f"this file is compressed: unpack it first ({tool})"
+    encoding, whose = "ISO-8859-1", "If the file is in Latin-1"
+    if line.startswith((b"\xff\xfe", b"\xfe\xff")):
+        encoding, whose = "UTF-16", "The file is in UTF-16"
+    convert = f"convert it: iconv -f {encoding} -t UTF-8 OLD > NEW"
+    return f"byte {place + 1} (0x{line[place]:02x}) is not UTF-8. {whose}, {convert}"

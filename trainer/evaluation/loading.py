@@ -50,11 +50,13 @@ def default_batch_size(engine: str) -> int:
 
 
 def check_source(model: str, adapter: str | None) -> None:
-    """Raise FileNotFoundError for a path that is not there, before a hub is asked for it."""
+    """Raise OSError for a path that is not there, or is no directory of a model, before a hub is asked for it."""
     for kind, name, needed in (("model", model, "config.json"), ("adapter", adapter, "adapter_config.json")):
         if name is None:
             continue
         path = Path(name)
+        if path.is_file():
+            raise NotADirectoryError(f"--{kind} {name} is a file: expected the directory that holds {needed}")
         if path.is_dir() and not (path / needed).is_file():
             raise FileNotFoundError(f"--{kind} {name}: the directory holds no {needed}")
         if not path.is_dir() and (path.is_absolute() or name.startswith(".") or name.count("/") > 1):
@@ -62,8 +64,11 @@ def check_source(model: str, adapter: str | None) -> None:
 
 
 def load_config(model: str, revision: str | None) -> PretrainedConfig:
-    """The model's config. Raises OSError (transformers') for a name that neither disk nor hub knows."""
-    return AutoConfig.from_pretrained(model, revision=revision)
+    """The model's config. Raises OSError for a name that neither disk nor hub knows."""
+    try:
+        return AutoConfig.from_pretrained(model, revision=revision)
+    except OSError as error:
+        raise OSError(f"--model {model} is no directory here, and could not be had from the hub: {error}") from error
 
 
 def resolve_dtype(dtype: str, config: PretrainedConfig) -> str:
@@ -82,7 +87,11 @@ def resolve_device(device: str) -> str:
 
 
 def load_tokenizer(model: str, revision: str | None) -> PreTrainedTokenizerBase:
-    return AutoTokenizer.from_pretrained(model, revision=revision, padding_side="left")
+    """The model's tokenizer. Raises ValueError where there is none: transformers makes up an empty one."""
+    tokenizer = AutoTokenizer.from_pretrained(model, revision=revision, padding_side="left")
+    if not tokenizer("1 a")["input_ids"]:
+        raise ValueError(f"--model {model} holds no tokenizer (tokenizer.json, or the files of its kind)")
+    return tokenizer
 
 
 def stop_ids(model: str, revision: str | None, tokenizer: PreTrainedTokenizerBase) -> list[int]:

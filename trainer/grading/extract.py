@@ -47,7 +47,7 @@ _FINAL_ANSWER = re.compile(
     re.IGNORECASE,
 )
 _SENTENCE = re.compile(r"[^\n]{1,2000}")
-_SENTENCE_END = re.compile(r"[.!?](?=\s|[*\"')]|$)")
+_SENTENCE_END = re.compile(r"(?<!\\)[.!?](?=\s|[*\"')]|$)")
 
 
 def stated_answer(response: str) -> str | None:

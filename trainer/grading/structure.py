@@ -47,6 +47,7 @@ _BASE = re.compile(r"([0-9A-Za-z]+)\s*_\s*\{?\s*([0-9]{1,2})\s*\}?")
 _MATRIX = re.compile(r"\\begin\{matrix\}(.*)\\end\{matrix\}")
 _PROSE = re.compile(rf"[{TEXT_OPEN}]|(?<![\\A-Za-z])[^\W\d_]{{3,}}")
 _LETTERS = re.compile(r"[^\W\d_]+(?: [^\W\d_]+)*")
+_ONE_QUANTITY = re.compile(rf"{TEXT_OPEN}\s*(-?(?:\\\$\s*)?[0-9][^{TEXT_OPEN}{TEXT_CLOSE}]*){TEXT_CLOSE}")
 _WORDS_ONLY = re.compile(rf"[{TEXT_OPEN}{TEXT_CLOSE}A-Za-z .,'-]+")
 
 
@@ -94,6 +95,8 @@ def read(text: str, *, thousands: bool = True) -> Answer:
     text = join_numbers(without_label(text))
     if _WORDS_ONLY.fullmatch(text) and len(text) > 1:
         text = spell_in_digits(without_marks(text)) or text
+    elif whole := _ONE_QUANTITY.fullmatch(text):  # \\text{18 dollars}: as 18 \\text{dollars}
+        text = whole[1].strip()
     if (solved := _joined_inequalities(text)) is not None:
         return solved
     text = _CONJUNCTION.sub(" , ", text)

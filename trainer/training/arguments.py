@@ -403,6 +403,8 @@ def check(run: RunArguments, config, model) -> None:
             )
         if run.controls:
             raise ConfigError(f"controls are for the embedded experiment (dataset {TINY}), not for {run.dataset}")
+        if name != TINY_BYTES and not name.endswith(".gguf"):
+            _check_model_directory(Path(name).expanduser())
         if name.startswith((".", "/", "~")) and not name.endswith(".gguf") and not Path(name).expanduser().is_dir():
             raise ConfigError(f"model_name_or_path: no directory {name}")
         if run.data_dir is not None and not Path(run.data_dir).is_dir():
@@ -420,6 +422,8 @@ def check(run: RunArguments, config, model) -> None:
                 "deepspeed: set zero_optimization.stage3_gather_16bit_weights_on_model_save to true; without it ZeRO-3 "
                 "ends in partitions, not in a model"
             )
+    if not str(config.output_dir).strip():  # an empty variable of a shell
+        raise ConfigError("output_dir is empty: name a directory, or . for the current one")
     _check_writable(Path(config.output_dir))
 
 
@@ -484,6 +488,14 @@ def _zero3(config) -> bool:
 def shards_the_model(config) -> bool:
     """Whether FSDP or ZeRO-3 leaves each process a part of the weights: then all must make the same forward passes."""
     return launch.asks_for_fsdp(config) or _zero3(config)
+
+
+def _check_model_directory(path: Path) -> None:
+    """What is here under a model's name must be a model: a hub would be asked for it for minutes."""
+    if path.is_file():
+        raise ConfigError(f"model_name_or_path: {path} is a file: expected a model's directory, or a .gguf file")
+    if path.is_dir() and not (path / "config.json").is_file():
+        raise ConfigError(f"model_name_or_path: the directory {path} holds no config.json")
 
 
 def _check_writable(output_dir: Path) -> None:
