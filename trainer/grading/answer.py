@@ -127,7 +127,7 @@ class _Comparison:
             elif kinds != {"ordered", "list"} or (gold.brackets + answer.brackets) != "()":
                 return False
             if not _all_named(gold) or not _all_named(answer):
-                return _in_usual_order(gold) == _in_usual_order(answer) and self.same_in_order(gold.items, answer.items)
+                return self.same_in_order(_in_usual_order(gold), _in_usual_order(answer))
         elif kinds == {"set"}:  # {1, 1, 2} is {1, 2}
             return self.covers(gold.items, answer.items) and all(
                 any(self.same(item, other) for item in gold.items) for other in answer.items
@@ -271,10 +271,12 @@ def _all_named(sequence: Sequence) -> bool:
     return all(item.name for item in sequence.items)
 
 
-def _in_usual_order(sequence: Sequence) -> bool:
-    """False for y = 2, x = 3 and the like: as a pair that is (3, 2)."""
-    names = "".join(item.name for item in sequence.items)
-    return list(names) == sorted(names) or not any(set(names) <= set(letters) for letters in _COORDINATES)
+def _in_usual_order(sequence: Sequence) -> tuple:
+    """The items; those of y = 2, x = 3 and the like by their names: as a pair that is (3, 2)."""
+    names = [item.name for item in sequence.items]
+    if all(names) and len(set(names)) == len(names) and any(set(names) <= set(letters) for letters in _COORDINATES):
+        return tuple(sorted(sequence.items, key=lambda item: item.name))
+    return sequence.items
 
 
 def _computed(side: str) -> str:
