@@ -23,10 +23,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--size", choices=("full", "smoke"), default="full", help="smoke: tiny shapes, to see that it runs")
     group.addoption("--rounds", type=int, default=9, help="interleaved rounds per comparison (default 9)")
     group.addoption("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
+    group.addoption(
+        "--clock", choices=("wall", "cpu"), default="wall", help="cpu: CPU seconds of this process, on a shared machine"
+    )
+    group.addoption("--tokens", type=int, help="rows of every head, instead of those of bench/shapes.py")
     group.addoption("--minutes", type=float, help="begin no further comparison after so long (default: no limit)")
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--clock") == "cpu":
+        timing.cpu_clock = time.process_time
     minutes = config.getoption("--minutes")
     config.stash[LEFT_OUT], config.stash[PEERS_NOT_HERE] = [], {}
     config.stash[DEADLINE] = float("inf") if minutes is None else time.monotonic() + 60 * minutes
@@ -44,6 +50,8 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
     rehearsal = config.getoption("--size") == "smoke"
     machine_info.clear()
     machine_info.update(described(torch.device(config.getoption("--device")), rehearsal=rehearsal))
+    if config.getoption("--clock") == "cpu":
+        machine_info["clock"] = "CPU seconds of the process, on a shared machine"
 
 
 def pytest_benchmark_update_json(config: pytest.Config, benchmarks: list, output_json: dict) -> None:
@@ -59,7 +67,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         name = f"{kind}_head"
         if name in metafunc.fixturenames:
             # Module scope: all that is timed of one shape comes before the next shape, should the time run out.
-            metafunc.parametrize(name, shapes.heads(kind, size, device), ids=str, scope="module")
+            tokens = metafunc.config.getoption("--tokens")
+            heads = [head._replace(tokens=tokens or head.tokens) for head in shapes.heads(kind, size, device)]
+            metafunc.parametrize(name, heads, ids=str, scope="module")
     if "teca_shape" in metafunc.fixturenames:
         table = shapes.TECA["smoke" if size == "smoke" else device.type]
         metafunc.parametrize("teca_shape", table, ids=lambda shape: "x".join(map(str, shape)))

@@ -136,7 +136,8 @@ def _machine(machine: dict) -> str:
     where = f"{machine['cpu']}, {machine['threads']} threads"
     if gpu := machine.get("gpu"):
         where = gpu["name"] + (f", driver {gpu['driver_version']}" if "driver_version" in gpu else "")
-    return f"{'REHEARSAL, not a measurement: ' if machine.get('rehearsal') else ''}{where}; {versions}"
+    clock = f"; {machine['clock']}" if "clock" in machine else ""
+    return f"{'REHEARSAL, not a measurement: ' if machine.get('rehearsal') else ''}{where}; {versions}{clock}"
 
 
 def _record(record: dict) -> Record:

@@ -57,9 +57,14 @@ class StreamMoment:
         return earlier.event.elapsed_time(self.event) / 1e3
 
 
+# What tells the time of work on a CPU. On a machine that others use too, time.process_time, the CPU seconds of this
+# process's threads, does not count the waits for them (bench/conftest.py: --clock cpu).
+cpu_clock: Callable[[], float] = time.perf_counter
+
+
 def clock(device: torch.device) -> Callable[[], Any]:
     """What tells the time of work on a device; pytest-benchmark takes the same one for ours."""
-    return StreamMoment if device.type == "cuda" else time.perf_counter
+    return StreamMoment if device.type == "cuda" else cpu_clock
 
 
 def settle(device: torch.device) -> None:

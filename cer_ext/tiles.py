@@ -74,11 +74,13 @@ class Plan(NamedTuple):
             # It accumulates in float32, then rounds into the output.
             weight_grad=low and weight_grad and not kept and not whole_rows,
             low_product=own_product and backward and not kept,
+            weight_sums=weight_grad and whole_rows and not kept,
             kept_dlogits=kept,
         )
         tiling = plan_head(
             hidden,
             vocabulary,
+            device=hidden.device.type,
             real=ops.real_dtype(hidden.dtype),
             workspace_bytes=workspace_bytes,
             extras=extras,

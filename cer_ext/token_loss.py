@@ -143,7 +143,8 @@ def linear_token_loss(
         ignore_index: rows with this target give 0 in every output and no gradient, whatever they hold.
         return_entropy: False spares the entropy.
         workspace_bytes: most memory for logits, whatever N is; at least one row of V must fit. None: 256 MiB on CPU,
-            320 MiB on CUDA. More means more rows at a time and so fewer passes over the weight.
+            320 MiB on CUDA (640 MiB for a trained weight). More means more rows at a time and so fewer passes over the
+            weight.
         validate: as in `linear_logprobs_and_entropy`.
         group: as in `linear_logprobs_and_entropy`.
         vocabulary: as there.

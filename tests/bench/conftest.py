@@ -31,6 +31,13 @@ def head_run(tmp_path_factory) -> Path:
     return run(tmp_path_factory.mktemp("head") / "head.json", "bench/bench_from_hidden.py", "-k", "bfloat16")
 
 
+@pytest.fixture(scope="session")
+def dead_run(tmp_path_factory) -> Path:
+    """Steps of a trained bfloat16 head with dead rows, 20 tokens, timed by the CPU's clock."""
+    options = ("-k", "bfloat16 and trained", "--clock", "cpu", "--tokens", "20")
+    return run(tmp_path_factory.mktemp("dead") / "dead.json", "bench/bench_dead_rows.py", *options)
+
+
 @pytest.fixture
 def run_bench(tmp_path):
     return lambda *arguments: run(tmp_path / "run.json", *arguments)

@@ -354,17 +354,18 @@ def test_planned_whole_rows_fit(workspace_bytes, **shape):
     assert tiling.rows % unit == 0 or tiling.rows < unit or tiling.rows == shape["rows"]
 
 
-def test_on_cuda_whole_rows_come_in_the_blocks_of_a_gemm():
+@pytest.mark.parametrize("trained", [False, True])
+def test_on_cuda_whole_rows_come_in_the_blocks_of_a_gemm(trained):
     """A GEMM works on 128 rows at a time, on 132 multiprocessors: a real head in the default workspace."""
-    tiling = tile_plan.plan_whole_rows(
-        8192,
+    hidden = torch.empty(8192, 4096, dtype=torch.bfloat16, device="meta")
+    tiling = tile_plan.plan_head(
+        hidden,
         151936,
-        workspace_bytes=tile_plan.WHOLE_ROW_WORKSPACE_BYTES["cuda"],
-        bytes_per_logit=4,
-        bytes_per_tile_logit=2,
-        bytes_per_column=0,
-        columns=tile_plan.WHOLE_ROW_COLUMNS["cuda"],
-        unit=tile_plan.WHOLE_ROW_UNIT["cuda"],
-        stride_unit=tile_plan.ROW_STRIDE_UNIT["cuda"],
+        device="cuda",
+        real=torch.float32,
+        workspace_bytes=0,
+        extras=tile_plan.Extras(low_dlogits=True, weight_sums=trained),
+        whole_rows=True,
+        long_tiles=False,
     )
-    assert tiling == (512, 16896)
+    assert tiling == (1024 if trained else 512, 16896)
