@@ -53,7 +53,14 @@ def test_what_a_user_has_set_stays(monkeypatch):
     theirs = {"TORCHDYNAMO_DISABLE": "0", "VLLM_USE_V2_MODEL_RUNNER": "1"}
     environment = dict(theirs)
     monkeypatch.setattr(os, "environ", environment)
+    monkeypatch.setattr(vllm_support, "_available_gib", lambda: 64.0)
     vllm_support.prepare_environment(cpu=True)
     assert environment.items() >= theirs.items()
     assert environment["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
     assert environment["VLLM_CPU_KVCACHE_SPACE"] == "4"
+
+
+@pytest.mark.parametrize(("available", "taken"), [(100.0, 4), (16.0, 4), (9.0, 2), (3.0, 1)])
+def test_the_cache_on_a_cpu_leaves_room_on_a_small_machine(monkeypatch, available, taken):
+    monkeypatch.setattr(vllm_support, "_available_gib", lambda: available)
+    assert vllm_support.cpu_cache_gib() == taken

@@ -6,10 +6,12 @@ In: this machine. Out: errors and notes in one line each; environment variables.
 from __future__ import annotations
 
 import importlib.metadata
+import math
 import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 TESTED = "0.32.0"  # with TRL 1.16.0, by tests/vllm
 _SAME_INTERFACES = ("0.32", "0.33")  # of logits processors and worker extensions, as their sources have them
@@ -69,6 +71,20 @@ def trl_version_warnings_quiet() -> Iterator[None]:
                 warnings.filters.remove(entry)
 
 
+def _available_gib() -> float:
+    """Memory that is not in use, as Linux counts it; infinite where it does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")) / 2**20
+    except (OSError, StopIteration):
+        return math.inf
+
+
+def cpu_cache_gib() -> int:
+    """The key/value cache on a CPU: vLLM takes all of it at the start, and does not start where it is not free."""
+    return int(max(1, min(4, _available_gib() // 4)))
+
+
 def prepare_environment(*, cpu: bool) -> None:
     """Set what must be set before vLLM is imported; what the user has set stays.
 
@@ -79,7 +95,7 @@ def prepare_environment(*, cpu: bool) -> None:
     os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     if cpu:
-        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "4")
+        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(cpu_cache_gib()))
         # vLLM compiles small functions, each for many seconds. torch reads this when dynamo is imported, which may have
         # happened, so it is said there as well.
         if "TORCHDYNAMO_DISABLE" not in os.environ:
