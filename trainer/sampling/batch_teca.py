@@ -62,7 +62,7 @@ class BatchTeca:
         step: which token of its response each row draws, (b,) or the same for all.
         """
         positions = step if isinstance(step, Tensor) else torch.full_like(rows, step)
-        self._teca.step(logits, rows, positions, self._tail[rows])
+        self._teca.step(logits, rows, positions, self._tail[rows] if self.rule is not None else None)
 
     def wrote(self, rows: Tensor, tokens: Tensor) -> None:
         """What was drawn: tokens (b,) of the responses `rows` (b,)."""

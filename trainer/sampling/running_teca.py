@@ -26,6 +26,7 @@ from trainer.sampling.early_exit import EarlyExit
 FORCED_LOGIT = 1e9  # softmax of it is exactly 1 whatever the other logits and the temperature are, and stays finite
 _NO_TOKEN = -3  # equal to no token: closing tokens of a response without a rule
 _ANY_TOKEN = -1
+_ALL = 1 << 40  # a window longer than every response
 
 
 class RunningTeca:
@@ -78,7 +79,7 @@ class RunningTeca:
         self.make_room(length)
         self.entropy[row, :length] = entropies.to(self.device)
         if self._rules is not None:
-            self._rules.running[row, :length] = entropies.to(self.device).double().cumsum(0)
+            self._rules.running[row, 1 : length + 1] = entropies.to(self.device).double().cumsum(0)
             if fired is not None:
                 self._rules.fired[row] = fired
             if closed is not None:
@@ -98,7 +99,7 @@ class RunningTeca:
         capacity = max(length, 2 * capacity)
         self.entropy = _wider(self.entropy, capacity)
         if self._rules is not None:
-            self._rules.running = _wider(self._rules.running, capacity)
+            self._rules.running = _wider(self._rules.running, capacity + 1)
 
     @torch.inference_mode()
     def step(self, logits: Tensor, rows: Tensor, positions: Tensor, tail: Tensor | None = None) -> Tensor:
@@ -143,9 +144,10 @@ class _Rules:
     """The rules of the responses, in tensors over rows (R,)."""
 
     def __init__(self, rows: int, capacity: int, device: torch.device) -> None:
-        self.running = torch.zeros((rows, capacity), dtype=torch.float64, device=device)  # [r, t] = sum of H_0..H_t
+        # [r, t] = H_0 + ... + H_{t-1}; the first column stays 0
+        self.running = torch.zeros((rows, capacity + 1), dtype=torch.float64, device=device)
         self.threshold = torch.full((rows,), -1.0, dtype=torch.float64, device=device)  # -1: no rule
-        self.window = torch.zeros(rows, dtype=torch.long, device=device)
+        self.window = torch.full((rows,), _ALL, dtype=torch.long, device=device)
         self.first = torch.zeros(rows, dtype=torch.long, device=device)  # EarlyExit.first_token
         self.forced = torch.zeros((rows, 1), dtype=torch.long, device=device)
         self.forced_length = torch.zeros(rows, dtype=torch.long, device=device)
@@ -160,7 +162,8 @@ class _Rules:
         if rule is None:
             self.threshold[row] = -1.0
             return
-        self.threshold[row], self.window[row], self.first[row] = rule.threshold, rule.window, rule.first_token
+        self.threshold[row], self.first[row] = rule.threshold, rule.first_token
+        self.window[row] = rule.window or _ALL
         self.forced_length[row] = len(rule.forced_ids)
         self.forced = _wider(self.forced, len(rule.forced_ids))
         self.forced[row, : len(rule.forced_ids)] = torch.tensor(rule.forced_ids, device=self.forced.device)
@@ -174,12 +177,11 @@ class _Rules:
         self.closing[row, -width:] = torch.tensor(rule.closing_ids, device=self.closing.device)
 
     def step(self, logits: Tensor, rows: Tensor, at: Tensor, entropy: Tensor, tail: Tensor) -> None:
-        before = torch.where(at > 0, self.running[rows, (at - 1).clamp(min=0)], 0.0)
-        total = before + entropy.double()
-        self.running[rows, at] = total
-        window = self.window[rows]
-        earlier = torch.where((window > 0) & (at >= window), self.running[rows, (at - window).clamp(min=0)], 0.0)
-        mean = (total - earlier) / torch.where(window > 0, window, at + 1)
+        after = at + 1
+        total = self.running[rows, at] + entropy
+        self.running[rows, after] = total
+        count = torch.minimum(self.window[rows], after)
+        mean = (total - self.running[rows, after - count]) / count
 
         closing = self.closing[rows]
         ends = ((closing == _ANY_TOKEN) | (closing == tail)).all(1)
