@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 from pathlib import Path
 
@@ -15,12 +16,8 @@ if importlib.util.find_spec("vllm") is None:
 else:
     from trainer.sampling import vllm_support
 
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB; engines that tests share start before any test
     vllm_support.prepare_environment(cpu=True)
-
-
-@pytest.fixture(autouse=True)
-def small_machine(monkeypatch):
-    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
 
 
 @pytest.fixture(scope="session")

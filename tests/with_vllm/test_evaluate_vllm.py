@@ -34,11 +34,6 @@ def model_dir(tmp_path_factory, tokenizer):
     return path
 
 
-@pytest.fixture(autouse=True)
-def small_machine(monkeypatch):
-    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
-
-
 def load(model_dir, tokenizer, adapter=None, sampling=SAMPLING):
     source = loading.ModelSource(str(model_dir), None, adapter and str(adapter), "float32", "cpu")
     return loading.load_engine(

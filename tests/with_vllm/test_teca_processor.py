@@ -147,14 +147,6 @@ def test_nothing_is_left_behind_by_ten_thousand_requests(engine):
     assert grown < 24 * 1024, f"{grown} KiB more"
 
 
-def test_speculative_decoding_is_refused_before_the_engine_starts(model_dir):
-    guesses = {"method": "ngram", "num_speculative_tokens": 2, "prompt_lookup_max": 3}
-    with pytest.raises(ValueError, match="speculative decoding"):
-        start(model_dir, speculative_config=guesses)
-    with pytest.raises(ValueError, match="one distribution per token"):  # vLLM's second runner leaves it to us
-        refuse_speculation(SimpleNamespace(speculative_config=guesses))
-
-
 def test_requests_put_off_take_up_where_they_were(model_dir, reference):
     """A key/value cache too small for the batch: vLLM drops requests and computes them again."""
     llm = start(model_dir, num_gpu_blocks_override=14, block_size=32, max_model_len=160, disable_log_stats=False)
@@ -166,3 +158,12 @@ def test_requests_put_off_take_up_where_they_were(model_dir, reference):
     assert len(processor_of(llm).records) == 0
     del llm
     gc.collect()
+
+
+def test_speculative_decoding_is_refused_before_the_engine_starts(model_dir):
+    # The last of this file: vLLM loads numba for it, and then no further engine starts in this process.
+    guesses = {"method": "ngram", "num_speculative_tokens": 2, "prompt_lookup_max": 3}
+    with pytest.raises(ValueError, match="speculative decoding"):
+        start(model_dir, speculative_config=guesses)
+    with pytest.raises(ValueError, match="one distribution per token"):  # vLLM's second runner leaves it to us
+        refuse_speculation(SimpleNamespace(speculative_config=guesses))
