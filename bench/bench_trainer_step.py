@@ -1,17 +1,27 @@
-"""One optimisation step of CERTrainer beside stock TRL's GRPOTrainer: seconds, and peak memory.
+"""One optimisation step of CERTrainer, in both head modes, beside stock TRL's GRPOTrainer: seconds, and peak memory.
 
 A tiny body under the real vocabulary of Qwen3 (151936 tokens), so that the head takes nearly all of a step. Completions
 have one length, and nothing is generated. A step is loss, backward and the optimizer's update. The body alone is timed
 beside it: head time is step minus body.
 
     pytest bench/bench_trainer_step.py --benchmark-json=FILE        python -m bench.table FILE
+    python -m bench.bench_trainer_step [--rounds 5]
+
+The second command is for a busy CPU: seconds of the processor that this process was given, medians of interleaved
+rounds, as a table.
 """
 
 from __future__ import annotations
 
+import argparse
+import functools
 import json
+import statistics
 import subprocess
 import sys
+import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,7 +39,12 @@ from bench.memory import forget_peak, resident_bytes
 from bench.records import OURS
 from trainer.cer_trainer import CERTrainer
 
-TRAINERS = {OURS: CERTrainer, "TRL": trl.GRPOTrainer}
+TWO_PASSES = f"{OURS}, two passes"
+TRAINERS = {
+    OURS: functools.partial(CERTrainer, head_mode="one_pass"),
+    TWO_PASSES: functools.partial(CERTrainer, head_mode="two_pass"),
+    "TRL": trl.GRPOTrainer,
+}
 DTYPES = ["float32", "bfloat16"]
 
 
@@ -48,11 +63,12 @@ class Step(NamedTuple):
 
 
 SIZES = {
-    ("full", "cpu"): Step(2, 32, 512, 256, 151936),
-    ("full", "cuda"): Step(8, 256, 2048, 1024, 151936),
-    ("smoke", "cpu"): Step(2, 4, 12, 32, 3001),
-    ("smoke", "cuda"): Step(2, 4, 12, 32, 3001),
+    ("full", "cpu"): {"512 tokens": Step(2, 32, 512, 256, 151936), "2048 tokens": Step(2, 32, 2048, 256, 151936)},
+    ("full", "cuda"): {"512 tokens": Step(8, 256, 512, 1024, 151936), "2048 tokens": Step(8, 256, 2048, 1024, 151936)},
+    ("smoke", "cpu"): {"512 tokens": Step(2, 4, 12, 32, 3001), "2048 tokens": Step(2, 4, 48, 32, 3001)},
+    ("smoke", "cuda"): {"512 tokens": Step(2, 4, 12, 32, 3001), "2048 tokens": Step(2, 4, 48, 32, 3001)},
 }
+LENGTHS = ["512 tokens", "2048 tokens"]  # of a completion
 
 
 def make_trainer(name: str, shape: Step, tuning: str, dtype: str, device: str, output_dir: str):
@@ -159,7 +175,7 @@ def assert_same_step(ours, theirs, batch: dict[str, torch.Tensor], dtype: str) -
 def peak_bytes(name: str, shape: Step, tuning: str, dtype: str, device: str, output_dir: str) -> int:
     """Memory that one step adds at its peak, measured in a process of its own (CPU: resident set; CUDA: allocated)."""
     arguments = json.dumps([name, shape, tuning, dtype, device, output_dir])
-    command = [sys.executable, "-m", "bench.bench_trainer_step", arguments]
+    command = [sys.executable, "-m", "bench.bench_trainer_step", "--peak", arguments]
     root = Path(__file__).resolve().parent.parent
     return int(subprocess.run(command, cwd=root, check=True, stdout=subprocess.PIPE, text=True).stdout.split()[-1])
 
@@ -180,27 +196,33 @@ def measure_peak(name: str, shape: Step, tuning: str, dtype: str, device: str, o
     return resident_bytes("VmHWM") - before
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("tuning", ["full", "lora"])
-def bench_step(benchmark, tuning, dtype, size, device, rounds, tmp_path):
-    benchmark.group = f"one GRPO step, {'full fine-tuning' if tuning == 'full' else 'LoRA (frozen head)'}"
-    shape = SIZES[size, device.type]
-    settings = (shape, tuning, dtype, device.type, str(tmp_path))
+def make_steps(settings: tuple, device: torch.device) -> tuple[dict[str, Callable[[], None]], Callable[[], None]]:
+    """A step by trainer, each checked against stock TRL's, and the body alone."""
+    shape, _, dtype, *_ = settings
     trainers = {name: make_trainer(name, *settings) for name in TRAINERS}
     batch = make_batch(shape, device)
-    assert_same_step(trainers[OURS], trainers["TRL"], batch, dtype)
+    for name in (OURS, TWO_PASSES):
+        assert_same_step(trainers[name], trainers["TRL"], batch, dtype)
+    return {name: make_step(trainer, batch) for name, trainer in trainers.items()}, make_body(trainers[OURS], batch)
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+def bench_step(benchmark, tuning, dtype, length, size, device, rounds, tmp_path):
+    benchmark.group = f"one GRPO step, {'full fine-tuning' if tuning == 'full' else 'LoRA (frozen head)'}"
+    shape = SIZES[size, device.type][length]
+    settings = (shape, tuning, dtype, device.type, str(tmp_path))
+    steps, body_alone = make_steps(settings, device)
     compare(
         benchmark,
-        make_step(trainers[OURS], batch),
-        {
-            "TRL": make_step(trainers["TRL"], batch),
-            "limit: the body alone": make_body(trainers[OURS], batch),
-        },
+        steps.pop(OURS),
+        {**steps, "limit: the body alone": body_alone},
         device=device,
         rounds=rounds,
-        physical={"flops": (8 if tuning == "full" else 6) * shape.tokens * shape.width * shape.vocabulary},
+        physical={"flops": (6 if tuning == "full" else 4) * shape.tokens * shape.width * shape.vocabulary},
     )
-    del trainers, batch
+    del steps, body_alone
     peaks = {name: peak_bytes(name, *settings) for name in TRAINERS}
     found = benchmark.extra_info
     body = found["peers_s"]["limit: the body alone"]
@@ -208,6 +230,45 @@ def bench_step(benchmark, tuning, dtype, size, device, rounds, tmp_path):
     found.update(shape=shape._asdict(), step_peak_bytes=peaks, head_ratio=head_ratio)
 
 
+def processor_seconds(runs: dict[str, Callable[[], None]], rounds: int) -> dict[str, float]:
+    """Medians over interleaved rounds, after one that does not count."""
+    each: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(rounds + 1):
+        for name, run in runs.items():
+            start = time.process_time()
+            run()
+            each[name].append(time.process_time() - start)
+    return {name: statistics.median(seconds[1:]) for name, seconds in each.items()}
+
+
+def print_table(size: str, rounds: int) -> None:
+    print("| case | trainer | processor seconds | head: TRL's over this | memory added |\n|---|---|---:|---:|---:|")
+    for tuning in ("lora", "full"):
+        for dtype in DTYPES:
+            for length, shape in SIZES[size, "cpu"].items():
+                with tempfile.TemporaryDirectory() as folder:
+                    settings = (shape, tuning, dtype, "cpu", folder)
+                    steps, body_alone = make_steps(settings, torch.device("cpu"))
+                    found = processor_seconds({**steps, "body": body_alone}, rounds)
+                    del steps, body_alone
+                    heads = {name: found[name] - found["body"] for name in TRAINERS}
+                    for name in TRAINERS:
+                        peak = peak_bytes(name, *settings) / 2**20
+                        print(
+                            f"| {tuning}, {dtype}, {shape.completions} x {length} | {name} | {found[name]:.2f} | "
+                            f"{heads['TRL'] / heads[name]:.2f}x | {peak:.0f} MiB |",
+                            flush=True,
+                        )
+
+
 if __name__ == "__main__":
-    trainer_name, step_shape, *rest = json.loads(sys.argv[1])
-    print(measure_peak(trainer_name, Step(*step_shape), *rest))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--size", choices=("full", "smoke"), default="full")
+    parser.add_argument("--peak", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.peak:
+        trainer_name, step_shape, *rest = json.loads(options.peak)
+        print(measure_peak(trainer_name, Step(*step_shape), *rest))
+    else:
+        print_table(options.size, options.rounds)

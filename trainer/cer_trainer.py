@@ -31,6 +31,11 @@ of every rollout, for which TRL makes a pass. With TECA from decoding nothing el
 rollouts serves one update the training forward has those log-probabilities, and the correction is computed there
 (trainer/sampling/importance_correction.py): the same loss without the pass.
 
+`head_mode` says how often the head's logits are made in training. two_pass: for the values, and again in the backward.
+one_pass: once, with the gradient of TRL's loss asked for some tokens at a time (loss_ahead.py, one_pass_head.py): the
+same loss, metrics and gradients. Where the loss cannot be known token by token a batch gets two passes, and a line says
+why.
+
 With `early_exit` the thinking of a response is ended once its running TECA is low enough
 (trainer/sampling/early_exit.py). Forced tokens are masked from the loss, as tool results are.
 
@@ -69,6 +74,7 @@ with vllm_support.trl_version_warnings_quiet():  # CERTrainer says once what was
     from trl.trainer import grpo_trainer
     from trl.trainer.utils import pad
 
+from trainer import loss_ahead
 from trainer.lm_head import add_fused_lm_head, evaluation_mode, has_auxiliary_loss
 from trainer.sampling import importance_correction, rollout_entropy, rollout_output
 from trainer.sampling.batch_teca import BatchTeca
@@ -79,6 +85,7 @@ from trainer.sampling.teca_requests import Decoded
 log = logging.getLogger(__name__)
 
 TECA_SOURCES = ("auto", "rollout", "scoring")
+HEAD_MODES = ("one_pass", "two_pass")
 _REWARD_KEYWORDS = ("teca", "entropy_sum")
 _DECODED = "decoded"  # what a rollout_func of ours returns: a teca_requests.Decoded per completion
 _ROLLOUT_ENTROPIES = "rollout_entropies"  # (B, C) in the batches of TRL
@@ -98,6 +105,7 @@ class CERTrainer(trl.GRPOTrainer):
         early_exit: the rule that ends a response's thinking, or None.
         share_prompts: run a prompt once for all its completions in a micro-batch, where that is less work and the model
             allows it (trainer/shared_prompts.py); otherwise, or if False, every row runs with its own.
+        head_mode: "one_pass" or "two_pass"; see this file's header.
 
     Raises:
         ValueError: at construction, where the model's head can't be served, where the data already has a column of one
@@ -116,11 +124,14 @@ class CERTrainer(trl.GRPOTrainer):
         teca_source: str = "auto",
         early_exit: EarlyExit | None = None,
         share_prompts: bool = True,
+        head_mode: str = "one_pass",
         **kwargs,
     ):
-        if teca_source not in TECA_SOURCES:
-            raise ValueError(f"teca_source is {teca_source!r}: expected one of {', '.join(TECA_SOURCES)}")
+        for name, value, choices in (("teca_source", teca_source, TECA_SOURCES), ("head_mode", head_mode, HEAD_MODES)):
+            if value not in choices:
+                raise ValueError(f"{name} is {value!r}: expected one of {', '.join(choices)}")
         self.teca_source, self.early_exit, self.share_prompts = teca_source, early_exit, share_prompts
+        self.head_mode = head_mode
         # Set before TRL's own construction, which ends in methods overridden here.
         self._rollout_entropy: tuple[list[float], list[float]] | None = None
         self._awaits_old_pass = False
@@ -132,6 +143,8 @@ class CERTrainer(trl.GRPOTrainer):
         self._training_entropies: Tensor | None = None
         self._uncorrected: dict | None = None  # the batch of a loss whose correction is still to be computed
         self._has_warned = False
+        self._loss_ahead: loss_ahead.LossAhead | None = None
+        self._two_passes_said: set[str] = set()
         with _names_of_ours(self), vllm_support.trl_version_warnings_quiet():
             super().__init__(*args, **kwargs)
         # TRL goes by the configuration, which many models share whose forward has no such loss.
@@ -310,9 +323,14 @@ class CERTrainer(trl.GRPOTrainer):
     def _compute_loss(self, model, inputs):
         self._training_entropies = None
         self._uncorrected = inputs if self._corrects_in_loss else None
-        loss = super()._compute_loss(model, inputs)
-        # Later steps on the same rollouts have other weights.
         rollout = inputs.get(_ROLLOUT_ENTROPIES)
+        if self.head_mode == "one_pass" and torch.is_grad_enabled():
+            self._loss_ahead = self._known_ahead(inputs, rollout)
+        try:
+            loss = super()._compute_loss(model, inputs)
+        finally:
+            self._loss_ahead = None
+        # Later steps on the same rollouts have other weights.
         if rollout is not None and self.state.global_step == self._decoded_step:
             mask = inputs["completion_mask"]
             mask = mask if inputs.get("tool_mask") is None else mask * inputs["tool_mask"]
@@ -320,20 +338,46 @@ class CERTrainer(trl.GRPOTrainer):
         self._training_entropies = None
         return loss
 
-    def _correct(self, inputs: dict, logps: Tensor) -> None:
-        """Put vLLM's correction into the batch of a loss whose log-probabilities (B, C) are known now; log it."""
-        sampled = inputs["sampling_per_token_logps"]
+    def _known_ahead(self, inputs: dict, entropies: Tensor | None) -> loss_ahead.LossAhead | None:
+        """The loss of a batch, token by token; None, and a line that says why, where it needs two passes."""
+        reason = loss_ahead.why_two_passes(self, inputs, entropies, corrects=self._corrects_in_loss)
+        if reason is None:
+            corrected = functools.partial(self._corrected, inputs) if self._corrects_in_loss else None
+            return loss_ahead.LossAhead(self, inputs, entropies, corrected, self._loss_was_another)
+        if reason not in self._two_passes_said:
+            self._two_passes_said.add(reason)
+            self._say_two_passes(reason)
+        return None
+
+    def _loss_was_another(self, tokens: int, of: int) -> None:
+        if tokens > loss_ahead.MISSED_AT_MOST * of and self.head_mode == "one_pass":
+            self.head_mode = "two_pass"
+            self._say_two_passes(f"the gradient of {tokens} of {of} tokens is not what TRL's loss has for them alone")
+
+    def _say_two_passes(self, reason: str) -> None:
+        if self.accelerator.is_main_process:
+            log.warning("head_mode one_pass: the head makes two passes, because %s", reason)
+
+    def _corrected(self, inputs: dict, logps: Tensor) -> dict:
+        """The batch of a loss whose log-probabilities (B, C) are known now, with vLLM's correction."""
         mask = inputs["completion_mask"]
         mask = mask if inputs.get("tool_mask") is None else mask * inputs["tool_mask"]
         ratio = importance_correction.weights(
             logps,
-            sampled,
+            inputs["sampling_per_token_logps"],
             mask,
             mode=self.vllm_importance_sampling_mode,
             low=self.vllm_importance_sampling_clip_min,
             high=self.vllm_importance_sampling_clip_max,
         )
-        inputs["importance_sampling_ratio"] = ratio
+        return {**inputs, "importance_sampling_ratio": ratio}
+
+    def _correct(self, inputs: dict, logps: Tensor) -> None:
+        """Put vLLM's correction into the batch of a loss; log it."""
+        inputs.update(self._corrected(inputs, logps))
+        sampled, ratio = inputs["sampling_per_token_logps"], inputs["importance_sampling_ratio"]
+        mask = inputs["completion_mask"]
+        mask = mask if inputs.get("tool_mask") is None else mask * inputs["tool_mask"]
         values = importance_correction.measurements(logps, sampled, mask, ratio)
         values = self.accelerator.gather(values[None])  # (processes, 5)
         reduced = [values[:, 0].mean(), values[:, 1].max(), values[:, 2].min(), values[:, 3].mean(), values[:, 4].max()]
@@ -429,6 +473,8 @@ class CERTrainer(trl.GRPOTrainer):
                 return result
         if is_old_pass:
             kwargs["compute_entropy"] = True
+        if self._loss_ahead is not None:
+            model = functools.partial(model, loss_ahead=self._loss_ahead)
         result = super()._get_per_token_logps_and_entropies(
             model, input_ids, attention_mask, logits_to_keep, *args, **kwargs
         )

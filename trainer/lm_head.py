@@ -46,7 +46,7 @@ import math
 import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -57,6 +57,7 @@ from trl.trainer.utils import FusedCausalLMOutput, maybe_gather_lm_head_ctx
 
 from cer_ext import linear_logprobs_and_entropy
 from trainer import shared_prompts
+from trainer.one_pass_head import Prediction, logprobs_and_entropy_in_one_pass
 from trainer.unsharded import whole_weight
 
 log = logging.getLogger(__name__)
@@ -73,7 +74,8 @@ def add_fused_lm_head(
 ) -> None:
     """Patch `model` so that `model(..., labels=labels, fused_lm_head=True)` returns per-token log-probabilities.
 
-    Without `fused_lm_head=True` the forward stays the model's own, so generation is unchanged.
+    Without `fused_lm_head=True` the forward stays the model's own, so generation is unchanged. With `loss_ahead=`, what
+    is known of the loss to come (trainer/one_pass_head.py), the logits are made once for values and gradients.
 
     Args:
         model: causal language model; add the head before PEFT wraps it, or to `get_base_model()` afterwards.
@@ -99,7 +101,7 @@ def add_fused_lm_head(
 
     # `generate` checks its keyword arguments against the signature of the model's own forward.
     @functools.wraps(type(model).forward)
-    def forward(self, *args, fused_lm_head=False, labels=None, shift_labels=None, **kwargs):
+    def forward(self, *args, fused_lm_head=False, labels=None, shift_labels=None, loss_ahead=None, **kwargs):
         if not fused_lm_head:
             given = {"labels": labels, "shift_labels": shift_labels}
             return original_forward(*args, **{k: v for k, v in given.items() if v is not None}, **kwargs)
@@ -130,7 +132,16 @@ def add_fused_lm_head(
             hidden = layout.states_of(hidden, scored)
 
         log_probs, entropy = _score(
-            self, head, hidden, target[scored], temperature, logit_scale, softcap, cast_lm_head_to_fp32, outputs
+            self,
+            head,
+            hidden,
+            target[scored],
+            cast_lm_head_to_fp32,
+            loss_ahead,
+            return_entropy="entropy" in outputs,
+            temperature=temperature,
+            logit_scale=logit_scale,
+            softcap=softcap,
         )
         # masked_scatter keeps the graph even if nothing is scored
         log_probs = log_probs.new_zeros(scored.shape).masked_scatter(scored, log_probs)
@@ -192,11 +203,10 @@ def _score(
     head: nn.Module,
     hidden: Tensor,  # (N, D)
     target: Tensor,  # (N,)
-    temperature: float,
-    logit_scale: float,
-    softcap: float | None,
     cast_lm_head_to_fp32: bool,
-    outputs: tuple[str, ...],
+    loss_ahead: Prediction | None,
+    return_entropy: bool,
+    **transform: Any,  # of the logits
 ) -> tuple[Tensor, Tensor | None]:
     device_type = hidden.device.type
     if cast_lm_head_to_fp32:
@@ -209,16 +219,9 @@ def _score(
     with torch.autocast(device_type, enabled=False), _gathered_by_zero3(model, head):
         hidden, weight, bias = head_operands(head, hidden.to(dtype))
         _require_equal_width(model, hidden, weight)
-        return linear_logprobs_and_entropy(
-            hidden,
-            weight,
-            target,
-            bias,
-            temperature=temperature,
-            logit_scale=logit_scale,
-            softcap=softcap,
-            return_entropy="entropy" in outputs,
-        )
+        if loss_ahead is not None and return_entropy:
+            return logprobs_and_entropy_in_one_pass(hidden, weight, target, bias, loss_ahead, **transform)
+        return linear_logprobs_and_entropy(hidden, weight, target, bias, return_entropy=return_entropy, **transform)
 
 
 def _gathered_by_zero3(model: nn.Module, head: nn.Module):

@@ -52,6 +52,7 @@ class Case(NamedTuple):
     lora: dict | None = None
     shardings: tuple[str, ...] = ("ddp", "fsdp2", "zero3")
     stock: bool = True
+    head_mode: str = "one_pass"
 
 
 ALIGNED = {"gradient_accumulation_steps": 2, "steps_per_generation": 2}  # CERTrainer makes a pass of its own
@@ -59,8 +60,8 @@ MISALIGNED = {"gradient_accumulation_steps": 1, "steps_per_generation": 2}  # it
 BODY = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "down_proj"]}
 CASES = {
     "full, tied, KL": Case("qwen3", {"beta": 0.1, **ALIGNED}),
-    "full, untied": Case("llama", {"beta": 0.0, **MISALIGNED, "gradient_checkpointing": True}),
-    "LoRA, tied, KL": Case("qwen3", {"beta": 0.1, **MISALIGNED}, BODY),
+    "full, untied": Case("llama", {"beta": 0.0, **MISALIGNED, "gradient_checkpointing": True}, head_mode="two_pass"),
+    "LoRA, tied, KL": Case("qwen3", {"beta": 0.1, **MISALIGNED}, BODY, head_mode="two_pass"),
     "LoRA, untied": Case("llama", {"beta": 0.0, **ALIGNED, "gradient_checkpointing": True}, BODY),
     "LoRA on the head": Case(  # stock TRL refuses it
         "llama", {"beta": 0.1, **ALIGNED}, {**BODY, "target_modules": ["q_proj", "lm_head"]}, stock=False
@@ -161,6 +162,7 @@ def run(sharding: str, case: Case, trainer_class: type, folder: Path) -> dict:
         train_dataset=prompts(),
         processing_class=tokenizer,
         peft_config=lora,
+        **({} if trainer_class is GRPOTrainer else {"head_mode": case.head_mode}),
     )
     rewards.trainer = trainer
     dtypes = set()

@@ -71,16 +71,19 @@ def assert_same_parameters(ours: dict[str, torch.Tensor], stock: dict[str, torch
 def compare(
     load_model, tokenizer, arguments, *, family="qwen3", wrap=lambda model: model, options=dict, ours=None, **rest
 ):
-    """The same run twice, stock TRL's and ours.
+    """The same run by stock TRL and, in both head modes, by ours.
 
     `options` makes fresh constructor arguments for each, `ours` are further ones that only CERTrainer knows.
     """
-    runs = [
-        run(trainer_class, wrap(load_model(family)), tokenizer, arguments(), **options(), **only, **rest)
-        for trainer_class, only in ((CERTrainer, ours or {}), (GRPOTrainer, {}))
-    ]
-    assert_same_run(*runs)
-    trainer, _ = runs[0]
+
+    def one(trainer_class, **only):
+        return run(trainer_class, wrap(load_model(family)), tokenizer, arguments(), **options(), **only, **rest)
+
+    stock = one(GRPOTrainer)
+    for head_mode in ("two_pass", "one_pass"):
+        result = one(CERTrainer, head_mode=head_mode, **(ours or {}))
+        assert_same_run(result, stock)
+    trainer, _ = result
     end = dict(trainer.model.named_parameters())
     moved = sum((end[name] - before).norm() for name, before in trainer.start.items())
     assert moved > 100 * PARAMETER_TOLERANCE["atol"], "too little was trained to compare anything"

@@ -65,7 +65,7 @@ def build(
 
     Raises ConfigError for an early exit that the model cannot make, and where vLLM's server is not there.
     """
-    ours = {"teca_source": run.teca_source, "share_prompts": run.share_prompts}
+    ours = {"teca_source": run.teca_source, "share_prompts": run.share_prompts, "head_mode": run.head_mode}
     ours["early_exit"] = _early_exit(run, config, trl.get("processing_class"))
     with warnings.catch_warnings():  # rollout_func is TRL's own hook; that it may change is said in our contract test
         warnings.filterwarnings("ignore", message="You are using 'rollout_func'")
