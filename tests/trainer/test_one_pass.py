@@ -331,7 +331,7 @@ def test_a_correction_for_vllm_that_the_loss_computes_is_part_of_what_is_known_a
     for head_mode in ("two_pass", "one_pass"):
         batch = make_batch(sampling_per_token_logps=True)
         found.append(step(trainer, batch, {**settings, "head_mode": head_mode}, monkeypatch))
-        assert batch["importance_sampling_ratio"].unique().numel() > 1
+        assert mode.startswith("sequence") or batch["importance_sampling_ratio"].unique().numel() > 5
     assert_same_step(found[1], found[0], 5e-6)
     assert not missed
     assert [mode in record.message for record in caplog.records] == ([True] if mode == "sequence_truncate" else [])
