@@ -9,11 +9,13 @@ that is not -100 the log-probability and the entropy of its next-token distribut
 class), so that TRL's trainer calls it where it would have called its own. The model's backbone is called as TRL calls
 it; only the product with the head is ours: cer_ext.linear_logprobs_and_entropy, on the scored positions alone.
 
-A low-rank adapter on the head (LoRA) is a wider product, so no (B, L, V) tensor and no merged weight is needed for it:
+A low-rank adapter on the head (LoRA) is added to each tile of logits, so that no (B, L, V) tensor, no merged weight and
+no copy of the weight is needed for it (cer_ext/low_rank.py):
 
-    h W^T + s dropout(h) A^T B^T  =  [h, s dropout(h) A^T] [W, B]^T
+    h W^T + u B^T,  u = s dropout(h) A^T
 
-The price is one (V, D + r) copy of the weight per pass. The alternative, W + s B A, costs the same and has no dropout.
+The alternative, W + s B A, is a copy a pass and has no dropout. Where W itself is trained as well, the product is that
+of [h, u] and [W, B], which is one (V, D + r) copy a pass.
 
 A head that is sharded is gathered for the product, and its gradient is the mean over the processes, as of every other
 parameter. Nobody calls the head's own forward, so the frameworks' hooks on it never fire. FSDP2: the model's forward
@@ -56,11 +58,14 @@ from transformers.utils import is_peft_available
 from trl.trainer.utils import FusedCausalLMOutput, maybe_gather_lm_head_ctx
 
 from cer_ext import linear_logprobs_and_entropy
+from cer_ext.low_rank import low_rank_logprobs_and_entropy
 from trainer import shared_prompts
 from trainer.one_pass_head import Prediction, logprobs_and_entropy_in_one_pass
 from trainer.unsharded import whole_weight
 
 log = logging.getLogger(__name__)
+
+LowRank = tuple[Tensor, Tensor]  # (N, R), (V, R): what LoRA adds to the logits is the one times the other transposed
 
 _LORA_VARIANTS_HINT = "plain LoRA, modules_to_save and trainable_token_indices are served on the head"
 
@@ -217,8 +222,12 @@ def _score(
         dtype = hidden.dtype
     head = active_head(head)
     with torch.autocast(device_type, enabled=False), _gathered_by_zero3(model, head):
-        hidden, weight, bias = head_operands(head, hidden.to(dtype))
+        hidden, weight, bias, low = head_parts(head, hidden.to(dtype))
         _require_equal_width(model, hidden, weight)
+        if low is not None and not weight.requires_grad:
+            log_probs, entropy = low_rank_logprobs_and_entropy(hidden, weight, target, *low, bias, **transform)
+            return log_probs, entropy if return_entropy else None
+        hidden, weight = _joined(hidden, weight, low)
         if loss_ahead is not None and return_entropy:
             return logprobs_and_entropy_in_one_pass(hidden, weight, target, bias, loss_ahead, **transform)
         return linear_logprobs_and_entropy(hidden, weight, target, bias, return_entropy=return_entropy, **transform)
@@ -250,23 +259,37 @@ def active_head(head: nn.Module) -> nn.Module:
 
 
 def head_operands(head: nn.Module, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-    """(hidden, weight, bias) with `hidden @ weight.T + bias` equal to `head(hidden)`, adapters and dropout included.
+    """`head_parts` as one product: hidden (N, D + R), weight (V, D + R), a copy where R > 0, and bias (V,) or None."""
+    hidden, weight, bias, low = head_parts(head, hidden)
+    return *_joined(hidden, weight, low), bias
+
+
+def _joined(hidden: Tensor, weight: Tensor, low: LowRank | None) -> tuple[Tensor, Tensor]:
+    if low is None:
+        return hidden, weight
+    return torch.cat([hidden, low[0]], dim=1), torch.cat([weight, low[1]], dim=1)
+
+
+def head_parts(head: nn.Module, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor | None, LowRank | None]:
+    """(hidden, weight, bias, low) with `hidden @ weight.T + low[0] @ low[1].T + bias` equal to `head(hidden)`.
+
+    Adapters and their dropout are included.
 
     Args:
         head: what `active_head` returned.
         hidden: (N, D), in the dtype of the product.
 
     Returns:
-        hidden (N, D + R), weight (V, D + R) and bias (V,) or None, in hidden's dtype; R is the sum of the ranks of the
-        active LoRA adapters, 0 without.
+        hidden (N, D), weight (V, D), bias (V,) or None, low None or ((N, R), (V, R)), all in hidden's dtype; R is the
+        sum of the ranks of the active LoRA adapters.
     """
     base = head.base_layer if _is_lora_linear(head) else head
     weight, bias = _whole(base.weight, hidden.dtype), _whole(getattr(base, "bias", None), hidden.dtype)
     adapters = _active_lora(head)
     if not adapters:
-        return hidden, weight, bias
+        return hidden, weight, bias, None
 
-    columns, rows = [hidden], [weight]
+    columns, rows = [], []
     for adapter in adapters:
         lora_a, lora_b, scaling = head.lora_A[adapter], head.lora_B[adapter], head.scaling[adapter]
         down = _whole(lora_a.weight, lora_a.weight.dtype)  # (r, D), often float32 under a bfloat16 model
@@ -276,7 +299,14 @@ def head_operands(head: nn.Module, hidden: Tensor) -> tuple[Tensor, Tensor, Tens
         if lora_b.bias is not None:
             shift = scaling * _whole(lora_b.bias, hidden.dtype)
             bias = shift if bias is None else bias + shift
-    return torch.cat(columns, dim=1), torch.cat(rows, dim=1), bias
+    if len(adapters) == 1:
+        return hidden, weight, bias, (columns[0], rows[0])
+    return hidden, weight, bias, (torch.cat(columns, dim=1), torch.cat(rows, dim=1))
+
+
+def carries_lora(model: PreTrainedModel) -> bool:
+    """Whether a LoRA adapter is active on the head of the model (bare, or the base model of a PEFT wrapper)."""
+    return bool(_active_lora(active_head(model.get_output_embeddings())))
 
 
 def _whole(parameter: Tensor | None, dtype: torch.dtype) -> Tensor | None:

@@ -33,7 +33,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 from trl import GRPOTrainer
+
+from trainer.lm_head import carries_lora
 
 MISSED_AT_MOST = 0.25  # of the tokens with a gradient: a missed one costs three GEMMs, a hit saves one
 
@@ -50,6 +53,8 @@ def why_two_passes(
     """
     if getattr(trainer.args, "torch_compile", False):
         return "torch_compile would compile the model's forward anew for every batch"
+    if carries_lora(_base(trainer)):
+        return "the low-rank part of a head with LoRA is multiplied in two passes"
     if trainer.top_entropy_quantile < 1.0 and entropies is None:
         return "top_entropy_quantile needs the entropies of all tokens first, and none were recorded while decoding"
     if corrects and trainer.vllm_importance_sampling_mode.startswith("sequence"):
@@ -61,6 +66,11 @@ def why_two_passes(
     if trainer.loss_type == "vespo":
         return "loss_type='vespo' weighs a token by its whole sequence"
     return None
+
+
+def _base(trainer: GRPOTrainer) -> PreTrainedModel:
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    return model.get_base_model() if hasattr(model, "peft_config") else model
 
 
 class LossAhead:

@@ -15,7 +15,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-from trainer.lm_head import active_head, add_fused_lm_head, head_operands, logit_transform
+from trainer.lm_head import active_head, add_fused_lm_head, head_operands, head_parts, logit_transform
 
 TEMPERATURE = 0.7
 BOTH = ("log_probs", "entropy")
@@ -220,8 +220,12 @@ def test_lora_dropout_is_applied_to_the_same_entries_as_by_the_adapter_itself():
     torch.manual_seed(1)
     expected = head(hidden)
     torch.manual_seed(1)
-    wide, weight, bias = head_operands(head, hidden)
+    states, weight, bias, low = head_parts(head, hidden)
     assert bias is None
+    assert low is not None
+    torch.testing.assert_close(states @ weight.T + low[0] @ low[1].T, expected, rtol=1e-5, atol=1e-5)
+    torch.manual_seed(1)
+    wide, weight, _ = head_operands(head, hidden)
     torch.testing.assert_close(wide @ weight.T, expected, rtol=1e-5, atol=1e-5)
     assert not torch.allclose(expected, head.eval()(hidden))
 

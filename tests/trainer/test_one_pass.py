@@ -43,15 +43,17 @@ def make_trainer(tokenizer, tmp_path_factory):
                 gradient_checkpointing=False,
                 temperature=0.9,
             )
-            lora = LoraConfig(r=4, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
+            modules = ["q_proj", "lm_head"] if tuning == "lora on the head" else ["q_proj", "down_proj"]
+            lora = LoraConfig(r=4, target_modules=modules, init_lora_weights=False)
+            family = {"full": "phi", "lora": "qwen3"}.get(tuning, "llama")  # phi's head has a bias, qwen3's is tied
             torch.manual_seed(3)
             made[key] = trainer_class(
-                make_model("phi" if tuning == "full" else "qwen3").to(dtype),  # phi's head has a bias
+                make_model(family).to(dtype),
                 count_reward,
                 args=arguments,
                 train_dataset=prompts(),
                 processing_class=tokenizer,
-                peft_config=lora if tuning == "lora" else None,
+                peft_config=None if tuning == "full" else lora,
                 **options,
             )
         trainer = made[key]
@@ -279,6 +281,18 @@ def test_a_token_costs_two_gemms_under_a_frozen_head_and_none_but_the_first_with
     assert rows_of(seen, "forward") == SCORED + alive
 
 
+def test_a_head_with_lora_takes_two_passes_and_no_gradient_of_its_frozen_weight(make_trainer, monkeypatch, caplog):
+    trainer = make_trainer(CERTrainer, "lora on the head", head_mode="one_pass")
+    batch = make_batch(**OLD)
+    seen = products(monkeypatch)
+    found = step(trainer, batch, {}, monkeypatch)
+    (record,) = caplog.records
+    assert "the low-rank part of a head with LoRA is multiplied in two passes" in record.message
+    assert rows_of([shape for shape in seen if 16 in shape], "weight") == 0
+    assert_same_step(found, step(trainer, batch, {"head_mode": "two_pass"}, monkeypatch), 0.0)
+    assert found[1]["base_model.model.lm_head.lora_B.default.weight"].abs().max() > 1e-3
+
+
 @pytest.mark.parametrize("guess", ["right", "wrong"])
 def test_entropy_masks_are_taken_from_decoding_and_made_up_for_where_those_were_others(
     make_trainer, monkeypatch, caplog, guess
@@ -499,5 +513,5 @@ def test_runs_in_both_modes_are_the_same(load_model, tokenizer, config, caplog, 
 
 
 def test_an_unknown_mode_is_refused(load_model):
-    with pytest.raises(ValueError, match="head_mode is 'three_pass': expected one of two_pass, one_pass"):
+    with pytest.raises(ValueError, match="head_mode is 'three_pass': expected one of one_pass, two_pass"):
         CERTrainer(load_model(), count_reward, head_mode="three_pass")
