@@ -128,7 +128,7 @@ def test_an_output_that_can_be_no_directory_is_refused_with_the_option(tmp_path,
     (tmp_path / "loop").symlink_to("loop")
     place = str(tmp_path / word) if word.strip() else word
     for parse, words in (
-        (evaluate.parse_arguments, ["--model", "m", "--benchmarks", "gsm8k", "--output", place]),
+        (evaluate.parser().parse_args, ["--model", "m", "--benchmarks", "gsm8k", "--output", place]),
         (merge_lora.parser().parse_args, ["--model", "m", "--adapter", "a", "--output", place]),
         (plots.parser().parse_args, ["runs", "--output", place]),
     ):
