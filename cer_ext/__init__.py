@@ -2,8 +2,9 @@
 
 logprobs_and_entropy          logits (..., V)                        from_logits.py
 linear_logprobs_and_entropy   hidden (..., D), weight (V, D)         from_hidden.py
-linear_target_statistics      several targets a row, top-1, logits   target_statistics.py
-linear_topk_logprobs          the k most probable tokens             target_statistics.py
+target_statistics             several targets a row, top-1, logits   logits_targets.py
+linear_target_statistics      the same from hidden states            hidden_targets.py
+linear_topk_logprobs          the k most probable tokens             hidden_targets.py
 linear_token_loss             the same and a loss, in one pass       token_loss.py
 teca, teca_last               entropies -> cumulative average        teca.py
 cer_reward                    TECA, correctness -> reward            reward.py
@@ -20,8 +21,9 @@ from cer_ext import reference
 from cer_ext.build_info import build_info
 from cer_ext.from_hidden import linear_logprobs_and_entropy
 from cer_ext.from_logits import logprobs_and_entropy
+from cer_ext.hidden_targets import TargetStatistics, TopK, linear_target_statistics, linear_topk_logprobs
+from cer_ext.logits_targets import target_statistics
 from cer_ext.reward import cer_reward
-from cer_ext.target_statistics import TargetStatistics, TopK, linear_target_statistics, linear_topk_logprobs
 from cer_ext.teca import teca, teca_last
 from cer_ext.token_loss import TokenLoss, linear_token_loss
 
@@ -39,6 +41,7 @@ __all__ = [
     "linear_topk_logprobs",
     "logprobs_and_entropy",
     "reference",
+    "target_statistics",
     "teca",
     "teca_last",
 ]

@@ -119,8 +119,12 @@ class EntryGradients(NamedTuple):
         grad_logits: Tensor | None,
         grad_entropy: Tensor | None,
         grad_lse: Tensor | None,
+        alive: Tensor | None = None,
     ) -> EntryGradients:
-        """Upstream gradients of entries (rows, K) float64, zero for ignored ones, and of rows (rows,) Real."""
+        """From upstream gradients of entries (rows, K) float64, zero for ignored ones, and of rows (rows,) Real.
+
+        `alive` (rows,): where rows that add nothing are among these, which do.
+        """
         at = evaluate(raw, indices, stats, transform)
         p = at.logprob.exp()
         zeros = torch.zeros_like(p)
@@ -134,11 +138,10 @@ class EntryGradients(NamedTuple):
         if grad_logits is not None:
             value = value + total_per_index(grad_logits, indices)
         value = value * at.slope
-        nothing = (g == 0).all(1) & (h == 0) & (lse == 0)
-        if grad_logits is not None:
-            nothing &= (grad_logits == 0).all(1)
+        if alive is not None:
+            value = value.masked_fill(~alive[:, None], 0.0)
         rest = (lse - total).to(raw.dtype)
-        return cls(indices, value.masked_fill(nothing[:, None], 0.0), ops.Upstream(None, grad_entropy, rest))
+        return cls(indices, value, ops.Upstream(None, grad_entropy, rest))
 
     def write(self, dlogits: Tensor, rows: slice, columns: slice) -> None:
         """Over what grad_tile wrote into dlogits (n, cols)."""

@@ -32,9 +32,9 @@ from cer_ext.custom_op import (
     upstream_gradients,
 )
 from cer_ext.head_passes import Needed, fold_head, head_gradients, no_gradients
+from cer_ext.hidden_targets import run_targets
 from cer_ext.options import ShardedHeadOptions
 from cer_ext.rows import Rows, alive_rows, check_target_values
-from cer_ext.target_statistics import run_targets
 from cer_ext.transform import Transform, inverse_temperature
 
 if TYPE_CHECKING:

@@ -67,7 +67,7 @@ class Outputs(NamedTuple):
     stats: Tensor | None
 
 
-def _compute(
+def compute(
     logits: Tensor,
     target: Tensor,
     temperature: Tensor | None,
@@ -120,19 +120,19 @@ def _forward(
     validate: bool,
 ) -> tuple[Tensor, ...]:
     """The op's body: an op returns tensors only, so an empty one stands for what is not wanted."""
-    outputs = _compute(
+    outputs = compute(
         logits, target, temperature, scalars, ignore_index, want_entropy, want_lse, validate, want_stats=True
     )
     return tuple(outputs.logprobs.new_empty(0) if x is None else x for x in outputs)
 
 
-def _write_dlogits(
+def write_dlogits(
     dlogits: Tensor,
     logits: Tensor,
     target: Tensor,
     temperature: Tensor | None,
     stats: Tensor,
-    grads: tuple[Tensor | None, Tensor | None, Tensor | None],
+    grads: tuple[Tensor | None, ...],  # of logprobs, entropy and lse
     scalars: Tensor,
     ignore_index: int,
 ) -> None:
@@ -168,7 +168,7 @@ def _backward(
     dlogits = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
     if target.numel():
         grads = (grad_logprobs, grad_entropy, grad_lse)
-        _write_dlogits(dlogits, logits, target, temperature, stats, grads, scalars, ignore_index)
+        write_dlogits(dlogits, logits, target, temperature, stats, grads, scalars, ignore_index)
     return dlogits
 
 
@@ -185,7 +185,7 @@ def _backward_in_place(
 ) -> None:
     if target.numel():
         grads = (grad_logprobs, grad_entropy, grad_lse)
-        _write_dlogits(logits, logits, target, temperature, stats, grads, scalars, ignore_index)
+        write_dlogits(logits, logits, target, temperature, stats, grads, scalars, ignore_index)
     torch.autograd.graph.increment_version(logits)  # others that saved the logits will notice
 
 
@@ -369,8 +369,9 @@ def logprobs_and_entropy(
 
     Args:
         logits: (..., V), float32, bfloat16, float16 or float64, any strides; V >= 1. Tensors, or arrays with DLPack.
-        target: (...), int64 (int32 is cast), token indices in [0, V), or `ignore_index`.
-        temperature: T, a positive finite number, or a floating point tensor like `target` with one per row.
+        target: (...), int64 (int32 is cast), token indices in [0, V), or `ignore_index`. Or (..., K), several targets
+            a row: logprobs is then (..., K), the rest (...), and backward not in place; details in `target_statistics`.
+        temperature: T, a positive finite number, or a floating point tensor (...) with one per row.
         ignore_index: rows with this target give 0 in every output and an exactly zero gradient, whatever they hold.
         logit_scale: factor on the logits before the cap.
         softcap: None, or the positive bound that tanh holds the logits to (Gemma's final_logit_softcapping).
@@ -409,7 +410,17 @@ def logprobs_and_entropy(
     if not full_shape or not full_shape[-1]:
         raise ValueError(f"logits: expected shape (..., V) with V >= 1, got {tuple(full_shape)}")
     shape = full_shape[:-1]
-    target = checks.check_target(target, shape, "logits", logits)
+    target = checks.check_target(target, shape, "logits", logits, several_targets=True)
+    if target.dim() == len(full_shape):
+        from cer_ext.logits_targets import target_statistics  # here: it is made of this file
+
+        if inplace_backward:
+            raise ValueError("inplace_backward: expected one target a row, got several")
+        options = {"temperature": temperature, "logit_scale": logit_scale, "softcap": softcap, "validate": validate}
+        found = target_statistics(logits, target, ignore_index=ignore_index, **options)
+        entropy = found.entropy if checks.check_flag("return_entropy", return_entropy) else None
+        outputs = (found.logprobs, entropy)
+        return (*outputs, found.lse) if checks.check_flag("return_lse", return_lse) else outputs
     per_row, temperature_all = checks.check_temperature(temperature, shape, "logits", logits)
     inplace_backward = checks.check_flag("inplace_backward", inplace_backward) and not torch.compiler.is_compiling()
     if inplace_backward:
@@ -421,7 +432,7 @@ def logprobs_and_entropy(
     want_lse = checks.check_flag("return_lse", return_lse)
     validate = checks.check_validate(validate, logits.device)
     if may_skip_dispatcher(logits, target, per_row):
-        logprobs, entropy, lse, _ = _compute(
+        logprobs, entropy, lse, _ = compute(
             logits, target, per_row, scalars, ignore_index, want_entropy, want_lse, validate, want_stats=False
         )
     else:

@@ -5,7 +5,16 @@ import importlib
 
 import pytest
 
-MODULES = ["from_logits", "from_hidden", "target_statistics", "token_loss", "teca", "reward", "build_info"]
+MODULES = [
+    "from_logits",
+    "from_hidden",
+    "logits_targets",
+    "hidden_targets",
+    "token_loss",
+    "teca",
+    "reward",
+    "build_info",
+]
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -8,7 +8,14 @@ from test_from_hidden import LOW, head, smallest_workspace
 from test_from_hidden_gradients import check as check_gradients
 from test_from_hidden_gradients import multiplications
 
-from cer_ext import linear_logprobs_and_entropy, linear_target_statistics, linear_topk_logprobs, reference
+from cer_ext import (
+    linear_logprobs_and_entropy,
+    linear_target_statistics,
+    linear_topk_logprobs,
+    logprobs_and_entropy,
+    reference,
+    target_statistics,
+)
 
 OPTIONS = [{}, {"temperature": 0.8, "softcap": 20.0, "logit_scale": 0.5}, {"logit_scale": -1.0}]
 DIFFERENTIABLE = ("logprobs", "logits", "entropy", "lse")
@@ -211,6 +218,8 @@ def test_opcheck():
     inputs = [x.requires_grad_() for x in (hidden, weight, bias)]
     scalars = torch.tensor([1.0, 1.0, 0.0], dtype=torch.float64)
     several = torch.stack([target, (target + 3) % 40], 1)
+    several[1, 0] = -100
+    several[2] = -100
     for chosen, k in ((several, 0), (None, 3)):
         arguments = (*inputs, chosen, k, None, scalars, -100, 0, True)
         torch.library.opcheck(torch.ops.cer_ext.hidden_targets_forward.default, arguments)
@@ -266,3 +275,89 @@ def test_bad_arguments_are_named():
             linear_topk_logprobs(hidden, weight, k)
     with pytest.raises(ValueError, match="logit_scale: expected a number that is not 0"):
         linear_topk_logprobs(hidden, weight, 2, logit_scale=0.0)
+
+
+# ------------------------------------------------------------------------------------------- from logits that exist
+
+
+def from_logits(function=target_statistics):
+    """`function` of logits, under the signature of linear_target_statistics, for the identity as weight."""
+    return lambda hidden, weight, target, bias=None, **options: function(hidden, target, **options)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, *LOW, torch.float64])
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_statistics_and_gradients_of_logits_match_float64(device, dtype, options):
+    _, logits, _, target = head(device, vocabulary=13, width=257, dtype=dtype)
+    several = targets_of(target % 257, 6, 257)
+    eye = torch.eye(257, device=device, dtype=torch.float64)
+    expected = reference.linear_target_statistics(logits.double(), eye, several, **options)
+    found = target_statistics(logits, several, **options)
+    for a, e, what in zip(found, expected, found._fields, strict=True):
+        if what == "is_top1":
+            assert torch.equal(a, e)
+        else:
+            assert_relative(a, e, 1e-5, what, atol=1e-6 if what in ("lse", "logits") else 1e-14)
+    assert torch.equal(logprobs_and_entropy(logits, several, **options)[0], found.logprobs)
+
+    generator = torch.Generator().manual_seed(2)
+    upstream = [torch.randn(x.shape, generator=generator).to(device) for x in (found[0], found[1], found[3], found[4])]
+
+    def grad(function, x):
+        x = x.clone().requires_grad_()
+        outputs = function(x, eye.to(x.dtype), several, **options)
+        kept = [outputs[i] for i in (0, 1, 3, 4)]
+        return torch.autograd.grad(kept, x, [g.to(o) for g, o in zip(upstream, kept, strict=True)])[0]
+
+    rtol = {torch.float64: 1e-11, torch.float32: 1e-5}.get(dtype, 1.05 * torch.finfo(dtype).eps / 2)
+    exact = grad(reference.linear_target_statistics, logits.double())
+    assert_relative(grad(from_logits(), logits), exact, rtol, "dlogits", atol=rtol * 1e-2 * float(exact.abs().max()))
+
+
+@pytest.mark.parametrize(("name", "rows"), regimes(257).items())
+def test_every_regime_of_logits_matches_float64(name, rows):
+    logits, target = rows
+    several = torch.stack([target, (target + 1) % 257, logits.argmax(1)], 1)
+    found = target_statistics(logits.float(), several)
+    z = logits.float().double()
+    log_p = torch.log_softmax(z, 1)
+    assert_relative(found.logprobs, log_p.gather(1, several), 1e-5, name, atol=1e-14)
+    assert torch.equal(found.is_top1, z.gather(1, several) == z.amax(1, keepdim=True))
+    assert torch.equal(found.entropy, logprobs_and_entropy(logits.float(), target)[1])
+
+
+def test_logits_of_any_layout_ignored_rows_and_a_valid_ignore_index():
+    logits = torch.randn(3, 5, 41, generator=torch.Generator().manual_seed(3)).double()[:, 1:]
+    several = torch.arange(24).view(3, 4, 2) % 41
+    several[1, 2] = 0  # ignored below: a row, and a token of the vocabulary
+    inputs = logits.clone()
+    inputs[1, 2] = torch.nan
+    x = inputs.requires_grad_()
+    found = target_statistics(x[:, :], several, ignore_index=0)
+    assert (found.logprobs[1, 2] == 0).all()
+    assert found.entropy[1, 2] == 0
+    (found.logprobs.sum() + found.entropy.sum() + found.lse.sum()).backward()
+    assert (x.grad[1, 2] == 0).all()
+    assert x.grad.isfinite().all()
+    assert_relative(
+        x.grad.sum(-1)[0], torch.ones(4).double(), 1e-9, "entropy and logprobs do not see a shift, lse does"
+    )
+
+
+def test_logits_gradcheck_opcheck_and_compile():
+    logits = torch.randn(4, 9, generator=torch.Generator().manual_seed(4), dtype=torch.float64).requires_grad_()
+    several = torch.tensor([[1, 1, 3], [0, -100, 8], [-100, -100, -100], [4, 5, 6]])
+
+    def outputs(x):
+        found = target_statistics(x, several, temperature=0.7, softcap=5.0)
+        return tuple(getattr(found, name) for name in DIFFERENTIABLE)
+
+    assert torch.autograd.gradcheck(outputs, [logits])
+    scalars = torch.tensor([1.0, 1.0, 0.0], dtype=torch.float64)
+    operator = torch.ops.cer_ext.logits_targets_forward.default
+    torch.library.opcheck(operator, (logits, several, None, scalars, -100, True))
+    compiled = torch.compile(outputs, fullgraph=True)
+    for a, b in zip(compiled(logits), outputs(logits), strict=True):
+        assert torch.allclose(a, b, rtol=1e-12)
+    with pytest.raises(ValueError, match="inplace_backward: expected one target a row, got several"):
+        logprobs_and_entropy(logits * 1, several, inplace_backward=True)

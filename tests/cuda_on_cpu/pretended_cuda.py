@@ -26,7 +26,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
-from cer_ext import from_hidden, from_logits, nvrtc, ops, target_statistics
+from cer_ext import from_hidden, from_logits, hidden_targets, logits_targets, nvrtc, ops
 
 DEVICE = torch.device("cuda", 0)
 STREAM = 777
@@ -100,8 +100,10 @@ def _bodies() -> dict:
     return {
         "cer_ext::hidden_forward": from_hidden._forward,
         "cer_ext::hidden_backward": from_hidden._backward,
-        "cer_ext::hidden_targets_forward": target_statistics._forward,
-        "cer_ext::hidden_targets_backward": target_statistics._backward,
+        "cer_ext::hidden_targets_forward": hidden_targets._forward,
+        "cer_ext::hidden_targets_backward": hidden_targets._backward,
+        "cer_ext::logits_targets_forward": logits_targets._forward,
+        "cer_ext::logits_targets_backward": logits_targets._backward,
         "cer_ext::logits_forward": from_logits._forward,
         "cer_ext::logits_backward": from_logits._backward,
         "cer_ext::logits_backward_": from_logits._backward_in_place,

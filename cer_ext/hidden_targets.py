@@ -9,6 +9,7 @@ a call takes O(N K). Each entry is read out of the tile that holds it (entries.p
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -21,7 +22,7 @@ from cer_ext.rows import Rows, check_target_values
 from cer_ext.transform import Transform, inverse_temperature
 
 
-def _no_token(ignore_index: int, vocabulary: int) -> int:
+def no_token(ignore_index: int, vocabulary: int) -> int:
     """An index outside the vocabulary that does not ask to be ignored: no entry matches it."""
     return vocabulary if ignore_index != vocabulary else vocabulary + 1
 
@@ -31,8 +32,22 @@ def row_targets(targets: Tensor, ignore_index: int, vocabulary: int) -> Tensor:
     vocabulary where one is (the row is then NaN), else any."""
     ignored = targets == ignore_index
     bad = ((targets < 0) | (targets >= vocabulary)) & ~ignored
-    stands = torch.where(bad.any(1), _no_token(ignore_index, vocabulary), targets.masked_fill(ignored, 0).amax(1))
+    stands = torch.where(bad.any(1), no_token(ignore_index, vocabulary), targets.masked_fill(ignored, 0).amax(1))
     return stands.masked_fill(ignored.all(1), ignore_index)
+
+
+def alive_rows(
+    targets: Tensor, ignore_index: int, per_entry: Sequence[Tensor | None], per_row: Sequence[Tensor | None]
+) -> Tensor:
+    """(n,) bool: rows of targets (n, K) that add to some gradient, by the upstream ones (n, K) and (n,)."""
+    alive = torch.zeros_like(targets[:, 0], dtype=torch.bool)
+    for grad in per_entry:
+        if grad is not None:
+            alive |= (grad != 0).any(1)
+    for grad in per_row:
+        if grad is not None:
+            alive |= grad != 0
+    return alive & ~(targets == ignore_index).all(1)
 
 
 # ------------------------------------------------------------------------------------------------------------ op bodies
@@ -74,7 +89,8 @@ def _forward(
         largest = entries.Largest(n, k, transform, dtype, device)
         indices, raw, visit = largest.indices, largest.raw, largest.add_tile
     else:
-        indices, raw = rows.take(targets), torch.full((n, k), torch.nan, dtype=dtype, device=device)
+        indices = rows.take(targets)
+        raw = torch.full((n, k), torch.nan, dtype=dtype, device=device).masked_fill_(indices == ignore_index, 0.0)
 
         def visit(tile: Tensor, part: slice, columns: slice) -> None:
             entries.pick(tile, indices[part], columns, raw[part])
@@ -127,14 +143,9 @@ def _backward(
         for grad in (grad_logprobs, grad_logits)
     ]
     per_row = [upstream(grad, dtype, total) for grad in (grad_entropy, grad_lse)]
-    alive = torch.zeros(total, dtype=torch.bool, device=hidden.device)
-    for grad in per_entry:
-        alive = alive if grad is None else alive | (grad != 0).any(1)
-    for grad in per_row:
-        alive = alive if grad is None else alive | (grad != 0)
-    alive &= ~(targets == ignore_index).all(1)
+    alive = alive_rows(targets, ignore_index, per_entry, per_row)
     on_cpu = hidden.device.type == "cpu"
-    unmatched = torch.full_like(targets[:, 0], _no_token(ignore_index, vocabulary)).masked_fill(~alive, ignore_index)
+    unmatched = torch.full_like(targets[:, 0], no_token(ignore_index, vocabulary)).masked_fill(~alive, ignore_index)
     rows = Rows.select(alive if on_cpu else None, unmatched, inverse_temperature(temperature, None, False))
     n = rows.target.numel()
     if n:
@@ -143,7 +154,8 @@ def _backward(
         per_entry = [rows.take(grad) for grad in per_entry]
         per_row = [rows.take(grad) for grad in per_row]
         indices, raw = rows.take(targets), rows.take(raw)
-        at_entries = entries.EntryGradients.of(raw, indices, stats, transform, *per_entry, *per_row)
+        others = None if on_cpu else alive
+        at_entries = entries.EntryGradients.of(raw, indices, stats, transform, *per_entry, *per_row, alive=others)
         gradients = head_gradients(
             rows.take(hidden.reshape(total, -1)),
             weight,
@@ -154,7 +166,7 @@ def _backward(
             ignore_index,
             needed,
             workspace_bytes=workspace_bytes,
-            alive=None if on_cpu else alive,
+            alive=others,
             revise=at_entries.write,
         )
     else:
@@ -258,7 +270,7 @@ BACKWARD = define_op(
 
 
 class TargetStatistics(NamedTuple):
-    """What `linear_target_statistics` returns; in nats, float32 (float64 for float64 inputs)."""
+    """What `linear_target_statistics` and `target_statistics` return; in nats, float32 (float64 for float64 inputs)."""
 
     logprobs: Tensor  # like target
     logits: Tensor  # like target: the logit that enters the softmax, so that logprobs = logits - lse
