@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +17,7 @@ from test_multi_process import environment
 
 from trainer import grpo
 from trainer.training import launch
+from trainer.training.arguments import make_parser
 from trainer.training.config_error import ConfigError
 from trainer.training.run_log import LOG_FILE
 
@@ -125,6 +128,19 @@ def test_a_model_that_is_not_sharded_as_asked_for_stops_the_run_before_its_first
     ],
 )
 def test_what_there_is_is_told_in_words(found, told):
-    import re
-
     assert re.search(told.replace("(", r"\(").replace(")", r"\)"), str(found))
+
+
+def test_options_of_the_page_on_several_nodes_exist_and_its_script_is_bash():
+    page = (Path(launch.__file__).parents[2] / "docs/multi-node.md").read_text()
+    script = page.split("```bash\n")[1].split("```")[0]
+    assert subprocess.run(["bash", "-n"], input=script, text=True, capture_output=True).returncode == 0
+    command = script.split("-m trainer.grpo")[1].split("code=$?")[0]
+    known = {action.dest for action in make_parser()._actions} | {"config"}
+    named = re.findall(r"--(\w+)", command)
+    assert len(named) >= 8
+    assert set(named) <= known
+    served = script.split("trl vllm-serve")[1].split(" &\n")[0]
+    from trl.scripts.vllm_serve import ScriptArguments
+
+    assert set(re.findall(r"--(\w+)", served)) <= {field.name for field in dataclasses.fields(ScriptArguments)}
