@@ -90,6 +90,31 @@ def test_a_long_completion_holds_nobody_up(load_model):
     assert short in order
 
 
+@pytest.mark.parametrize("ended_before", [0, 1], ids=["cut off at the limit", "ended a token before it"])
+def test_no_token_beyond_the_limit_is_asked_of_a_row_that_has_ended_and_is_not_dropped(load_model, ended_before):
+    """Five of six rows end at once and others begin in their slots: the sixth is over long before it would be dropped."""
+    model = load_model("qwen3").eval()
+    prompts = [[7, 8, 9], *[[12, 13]] * 10]
+    steps_seen = []
+
+    class FiveEnd(Drawn):
+        def __call__(self, logits, slots, steps):
+            steps_seen.extend(steps.tolist())
+            chosen = []
+            for slot, step in zip(slots.tolist(), steps.tolist(), strict=True):
+                number = self.prompt_of[slot]
+                end = LIMIT - 1 - ended_before if number == 0 else 2 if number <= 5 else LIMIT - 1
+                chosen.append(ENDS[0] if step == end and (number or ended_before) else 20)
+            return torch.tensor(chosen)
+
+    drawn = FiveEnd()
+    options = {"max_new_tokens": LIMIT, "end_ids": ENDS, "pad_id": 0, "on_begin": drawn.begin}
+    found = list(stream(model, prompts, drawn, slots=6, **options))
+    assert max(steps_seen) == LIMIT - 1
+    lengths = {number: len(completion.token_ids) for number, _, completion in found}
+    assert lengths == {0: LIMIT - ended_before, **dict.fromkeys(range(1, 6), 3), **dict.fromkeys(range(6, 11), LIMIT)}
+
+
 def test_columns_that_nobody_needs_are_cut_off(load_model):
     model = load_model("qwen3").eval()
     widths = []

@@ -30,8 +30,8 @@ from trainer.sampling.grouped_attention import without_repeated_keys
 _COMPACT_BELOW = 0.8  # drop finished rows, or fill their slots, once fewer than this share of the slots is running
 
 # (logits (b, V), slots (b,), steps (b,)) -> tokens (b,). slots: which slot each row of the batch is; steps: which token
-# of its completion is drawn. Rows that have ended and are not dropped yet are among them; what is drawn for them is
-# ignored.
+# of its completion is drawn, below max_new_tokens. Rows that have ended and are not dropped yet are among them; what is
+# drawn for them is ignored.
 Draw = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
@@ -210,7 +210,9 @@ def stream(
                     on_step(under_way)
                 if not under_way:
                     break
-                if under_way < _COMPACT_BELOW * len(batch.running):
+                # A row that has ended is drawn for until it is dropped, but never a token beyond the limit.
+                at_limit = bool((batch.step + 1 >= max_new_tokens).any())
+                if at_limit or under_way < _COMPACT_BELOW * len(batch.running):
                     keep = batch.running.nonzero()[:, 0]
                     batch.select(keep)
                     chosen = chosen[keep]
