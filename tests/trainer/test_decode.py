@@ -92,7 +92,7 @@ def test_a_long_completion_holds_nobody_up(load_model):
 
 @pytest.mark.parametrize("ended_before", [0, 1], ids=["cut off at the limit", "ended a token before it"])
 def test_no_token_beyond_the_limit_is_asked_of_a_row_that_has_ended_and_is_not_dropped(load_model, ended_before):
-    """Five of six rows end at once and others begin in their slots: the sixth is over long before it would be dropped."""
+    """Five of six rows end at once and others begin in their slots: the sixth ends long before it is dropped."""
     model = load_model("qwen3").eval()
     prompts = [[7, 8, 9], *[[12, 13]] * 10]
     steps_seen = []

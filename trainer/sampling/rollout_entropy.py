@@ -6,7 +6,7 @@ differ.
 
 The two are the same quantity under the same weights: the entropy of softmax(z / T), before truncation. They differ
 where the engine that decodes rounds differently. Measured (docs/vllm.md): in float32 2e-5 nats a token at most; in
-bfloat16 0.02 nats a token in the mean and up to 0.25 on one, TECA 0.015 at most, which is the rounding of the model. They
+bfloat16 0.02 nats a token in the mean and up to 0.25 on one, TECA 0.015 at most, which is the model's rounding. They
 also differ where the engine samples from another distribution: penalties that act before the entropy is taken, a
 quantised key/value cache or weights, stale weights. A mean difference beyond `bound` nats is therefore warned of.
 """
