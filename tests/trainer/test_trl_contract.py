@@ -74,6 +74,7 @@ SIGNATURES = {
     "_generate_and_score_completions": ["inputs"],
     "_compute_loss": ["model", "inputs"],
     # called:
+    "get_high_entropy_mask": ["entropies", "mask", "threshold"],
     "_log_completion_extra": ["column", "values"],
     "_log_metric": ["name", "value"],
 }
@@ -106,7 +107,48 @@ def test_our_head_has_the_signature_of_trls():
     ours = inspect.signature(lm_head.add_fused_lm_head)
     for name, parameter in theirs.parameters.items():
         require(f"the default of add_fused_lm_head({name}=)", parameter.default, ours.parameters[name].default)
-    require("the parameters of add_fused_lm_head", list(theirs.parameters), list(ours.parameters))
+    shared = list(ours.parameters)[: len(theirs.parameters)]  # what follows has defaults of ours
+    require("the parameters of add_fused_lm_head", list(theirs.parameters), shared)
+
+
+def test_a_loss_asks_its_trainer_for_what_a_stand_in_has():
+    """trainer/loss_ahead.py runs `_compute_loss` on a copy of the trainer that must not be seen from outside."""
+    loss = ast.parse(source_of(GRPOTrainer._compute_loss))
+    attributes = [node for node in ast.walk(loss) if isinstance(node, ast.Attribute)]
+    asked = {node.attr for node in attributes if ast.unparse(node.value) == "self.accelerator"}
+    require(
+        "what _compute_loss asks of its accelerator",
+        {"gather", "gather_for_metrics", "num_processes", "reduce", "sync_gradients"},
+        asked,
+    )
+    set_by_it = {
+        ast.unparse(target)
+        for node in ast.walk(loss)
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+        if ast.unparse(target).startswith("self.")
+    }
+    require(
+        "what _compute_loss sets",
+        {"self.entropy_coef", "self._entropy_window_stats", "self._last_world_entropy"},
+        set_by_it,
+    )
+    called = {
+        ast.unparse(node.func)
+        for node in ast.walk(loss)
+        if isinstance(node, ast.Call) and "self." in ast.unparse(node.func)
+    }
+    own = {name for name in called if re.fullmatch(r"self\.\w+", name)}
+    require(
+        "the methods that _compute_loss calls",
+        {
+            "self._get_per_token_logps_and_entropies",
+            "self.get_high_entropy_mask",
+            "self.get_off_policy_mask",
+            "self.get_gamma_weights",
+        },
+        own,
+    )
 
 
 def test_fields_of_the_heads_output():
