@@ -1,6 +1,6 @@
 """A reward of your own: a function of completions and their entropies, run by `python -m trainer.grpo`.
 
-    python examples/own_reward.py                             # a short run of the embedded experiment, two minutes
+    python examples/own_reward.py                             # a short run of the embedded experiment, in minutes
     python -m trainer.grpo --reward own_reward:decisive ...   # on any model, where examples/ is on PYTHONPATH
 
 The program gives it what TRL gives every reward function (completions, the columns of the data set), and besides `teca`

@@ -1,6 +1,7 @@
-"""docs/reference/commands.md, from the parsers of the commands: `python docs/_site/commands_page.py` writes it anew.
+"""The page reference/commands.md of the site, from the parsers of the commands: `python docs/_site/commands_page.py`.
 
-In: the argparse parsers of trainer/*.py. Out: a table of options per command. tests/docs holds the page to the parsers.
+In: the argparse parsers of trainer/*.py. Out, on standard output: a table of options per command. It needs an
+environment in which the commands run; source_pages.py calls it when the site is built.
 """
 
 from __future__ import annotations
@@ -10,8 +11,6 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-
-PAGE = Path(__file__).parents[1] / "reference" / "commands.md"
 
 
 def parsers() -> dict[str, argparse.ArgumentParser]:
@@ -59,4 +58,4 @@ def page() -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(page(), encoding="utf-8")
+    print(page())

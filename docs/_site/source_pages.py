@@ -1,12 +1,18 @@
-"""A hook of mkdocs: files of the repository that pages link to become pages of the site.
+"""A hook of mkdocs: pages that are made when the site is built.
 
-In: docs/*.md, with links such as ../trainer/rewards/entropy.py, which work where the repository is read as files.
-Out: the same links in the built site. A text file becomes a page that shows it; anything else is copied as it is.
+Files of the repository that pages link to. In: docs/*.md, with links such as ../trainer/rewards/entropy.py, which work
+where the repository is read as files. Out: the same links in the built site. A text file becomes a page that shows it;
+anything else is copied as it is.
+
+The options of the commands (commands_page.py), by the Python that CER_PYTHON names: the site's own environment cannot
+run the commands. Without one the page says so.
 """
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
 from pathlib import Path
 
 from mkdocs.config.defaults import MkDocsConfig
@@ -43,7 +49,17 @@ def content_of(path: Path) -> str:
     return f"# {relative}\n\n````` {LANGUAGES[path.suffix]}\n{text}\n`````\n"
 
 
+def commands_page() -> str:
+    """The options of every command. Raises subprocess.CalledProcessError where CER_PYTHON cannot run the commands."""
+    python = os.environ.get("CER_PYTHON")
+    if not python:
+        return "# Command line\n\nThis site was built without the commands: each lists its options with `--help`.\n"
+    maker = Path(__file__).with_name("commands_page.py")
+    return subprocess.run([python, str(maker)], check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
 def on_files(files: Files, config: MkDocsConfig) -> Files:
+    files.append(File.generated(config, "reference/commands.md", content=commands_page()))
     for file in list(files.documentation_pages()):
         for match in LINK.finditer(file.content_string):
             path = target_of(match.group(1), file.src_uri)

@@ -253,7 +253,7 @@ def help_text() -> str:
 
 
 def help_parser() -> argparse.ArgumentParser:
-    """The parser that explains our options: it is read (`--help`, docs/reference/commands.md), and parses nothing."""
+    """The parser that explains our options: it is read (`--help`, the site's page of commands), and parses nothing."""
     parser = argparse.ArgumentParser(
         prog="python -m trainer.grpo",
         description="GRPO training with the CER reward. Without any argument: the embedded experiment (recipe tiny), a "
