@@ -112,8 +112,9 @@ class _Sums:
 
     def _multiply_kept(self) -> None:
         rows = torch.cat(self._kept)
-        dlogits = self.matrices.kept_dlogits(slice(0, rows.numel()), slice(0, self.matrices.weight.shape[0]))
-        if self.hidden is not None:
+        vocabulary = self.matrices.weight.shape[0]
+        dlogits = self.matrices.kept_dlogits(slice(0, rows.numel()), slice(0, vocabulary))
+        if self.hidden is not None and vocabulary:  # a shard may be empty
             product = self.hidden.new_empty((rows.numel(), self.hidden.shape[1]))
             self.matrices.multiply(dlogits, self.matrices.weight, product, accumulate=False)
             self.hidden.index_copy_(0, rows, product)

@@ -25,8 +25,11 @@ PREFERRED_COLUMNS = {"cpu": 2048, "cuda": 2**31}
 FEWEST_COLUMNS = 64
 # The rows of a tile begin a multiple of this many elements apart: cuBLAS multiplies 16-bit operands whose rows are not
 # aligned to 16 bytes by slower kernels, and an odd vocabulary has a last tile of any width. On a CPU rows follow one
-# another, but for those of kept dlogits (tiles.py).
+# another, but for dlogits in 16 bits: oneDNN's bfloat16 products take the left operand in steps of 32 columns and
+# multiply what lies behind the last one by zeros, so that zeros must be there and not the next row, whose NaN would be
+# in both.
 ROW_STRIDE_UNIT = {"cpu": 1, "cuda": 16}
+LOW_ROW_UNIT = 32
 # Where whole rows are kept, a tile is what one GEMM makes. cuBLAS cuts it into blocks of 128 rows and gives every
 # multiprocessor one at a time: 416 rows pay for 512. 512 rows of 151936 and a tile of dlogits are 313 MiB; a tile of
 # 132 x 128 columns fills the 132 multiprocessors of an H100 in whole waves (bench/gpu/gemm_model.py: 2.5x the bare GEMM
@@ -188,6 +191,7 @@ def plan_head(
     """
     rows, width = hidden.shape
     size, low_size = real.itemsize, hidden.dtype.itemsize if extras.low_dlogits else 0
+    stride_unit = LOW_ROW_UNIT if device == "cpu" and extras.low_dlogits else ROW_STRIDE_UNIT[device]
     bytes_per_column = width * size * (extras.weight_copy + extras.weight_grad)
     bytes_per_column += width * hidden.dtype.itemsize * extras.low_product
     if extras.kept_dlogits and not whole_rows:
@@ -207,7 +211,7 @@ def plan_head(
             columns=WHOLE_ROW_COLUMNS[device],
             unit=WHOLE_ROW_UNIT[device],
             row_unit=row_unit,
-            stride_unit=ROW_STRIDE_UNIT[device],
+            stride_unit=stride_unit,
         )
     columns = PREFERRED_COLUMNS[device]
     if long_tiles:
@@ -220,5 +224,5 @@ def plan_head(
         bytes_per_column=bytes_per_column,
         preferred_rows=PREFERRED_ROWS[device],
         preferred_columns=columns,
-        stride_unit=ROW_STRIDE_UNIT[device],
+        stride_unit=stride_unit,
     )

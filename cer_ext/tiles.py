@@ -23,9 +23,7 @@ import torch
 from torch import Tensor
 
 from cer_ext import ops
-from cer_ext.tile_plan import ROW_STRIDE_UNIT, Extras, Tiling, keeps_dlogits, plan_head, row_stride
-
-KEPT_ROW_UNIT = 32  # elements between the rows of kept dlogits: 64 bytes
+from cer_ext.tile_plan import LOW_ROW_UNIT, ROW_STRIDE_UNIT, Extras, Tiling, keeps_dlogits, plan_head, row_stride
 
 
 def multiplies_bfloat16(hidden: Tensor, weight: Tensor) -> bool:
@@ -114,17 +112,18 @@ class Matrices:
         stride = row_stride(cols, self._stride_unit)
         whole_stride = row_stride(vocabulary, self._stride_unit) if plan.whole_rows else stride
         self._tile = torch.empty(tile_rows * whole_stride, dtype=self.real, device=device)
-        self._dlogits = (
-            torch.empty(tile_rows * stride, dtype=hidden.dtype, device=device) if extras.low_dlogits else None
-        )
+        self._low_unit = LOW_ROW_UNIT if device.type == "cpu" else self._stride_unit
+        size = tile_rows * row_stride(cols, self._low_unit) if extras.low_dlogits else 0
+        self._dlogits = torch.empty(size, dtype=hidden.dtype, device=device) if size else None
         self._weight = torch.empty((cols, width), dtype=self.real, device=device) if extras.weight_copy else None
         self._converted: slice | None = None  # the columns whose copy is in _weight
         self._packed = self._pack() if plan.own_product else None
         self._grad = torch.empty((cols, width), dtype=self.real, device=device) if extras.weight_grad else None
         self.keeps_dlogits = extras.kept_dlogits
         if extras.kept_dlogits:
-            stride = row_stride(vocabulary if plan.whole_rows else cols, KEPT_ROW_UNIT)
-            self._kept = torch.empty((self.rows, stride), dtype=hidden.dtype)
+            widest = vocabulary if plan.whole_rows else cols
+            self._kept = torch.empty((self.rows, row_stride(widest, LOW_ROW_UNIT)), dtype=hidden.dtype)
+            self._kept[:, widest:] = 0.0  # behind a narrower tile is what its rows held before
         else:
             self._kept = None
         # A product in low precision, before it is added: to grad_hidden, or of a tile to grad_weight.
@@ -167,16 +166,20 @@ class Matrices:
     def kept_tile(self, rows: int, columns: slice) -> Tensor:
         """Where the logits of the current `rows` rows lie, (rows, cols)."""
         start = rows * columns.start if self._whole_rows else 0
-        return self._rows_of(self._tile[start:], rows, columns.stop - columns.start)
-
-    def _rows_of(self, buffer: Tensor, rows: int, cols: int) -> Tensor:
-        """(rows, cols) at the beginning of a buffer; rows begin at multiples of ROW_STRIDE_UNIT."""
+        cols = columns.stop - columns.start
         stride = row_stride(cols, self._stride_unit)
-        return buffer[: rows * stride].view(rows, stride)[:, :cols]
+        return self._tile[start : start + rows * stride].view(rows, stride)[:, :cols]
 
     def dlogits_tile(self, logits_tile: Tensor) -> Tensor:
         """Where dlogits of a tile go: its own memory, or a low-precision buffer that the next GEMMs can read."""
-        return logits_tile if self._dlogits is None else self._rows_of(self._dlogits, *logits_tile.shape)
+        if self._dlogits is None:
+            return logits_tile
+        rows, cols = logits_tile.shape
+        stride = row_stride(cols, self._low_unit)
+        tile = self._dlogits[: rows * stride].view(rows, stride)
+        if stride > cols and self._low_unit == LOW_ROW_UNIT:
+            tile[:, cols:] = 0.0
+        return tile[:, :cols]
 
     def kept_dlogits(self, rows: slice, columns: slice) -> Tensor:
         """Where dlogits of some of all rows are kept (keeps_dlogits), (rows, cols): those of all columns of a plan of

@@ -335,3 +335,26 @@ def test_the_gradient_of_a_trained_weight_needs_no_float32_array_of_its_size(row
     sizes = [event.self_cpu_memory_usage for event in profile.events()]
     bfloat16_bytes = 2 * weight.numel()
     assert bfloat16_bytes <= max(sizes) < 1.1 * bfloat16_bytes
+
+
+@needs_head_tile
+@pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.parametrize("one_pass", [False, True])
+@pytest.mark.parametrize("vocabulary", [501, 500, 2049 + 64])
+def test_what_lies_behind_a_row_of_dlogits_reaches_no_gradient(vocabulary, one_pass, trained):
+    """A NaN row poisons its own gradient and no other's hidden states, and memory that held NaN before none at all."""
+    hidden, weight = operands(20, vocabulary, 16)
+    hidden[5] = torch.nan
+    target = torch.arange(20)
+    for poison in (False, True):
+        inputs = hidden.clone().requires_grad_(), weight.clone().requires_grad_(trained)
+        if poison:  # what the allocator hands out next
+            sizes = (20 * 512, 20 * 2048, 20 * 2144, 20 * 16, 20 * vocabulary)
+            garbage = [torch.full((size,), torch.nan).bfloat16() for size in sizes for _ in range(3)]
+            del garbage
+        if one_pass:
+            linear_token_loss(*inputs, target, lambda lp, h, _: 0.7 * lp.sum() - 1.3 * h.sum()).loss.backward()
+        else:
+            logprobs, entropy = linear_logprobs_and_entropy(*inputs, target)
+            (0.7 * logprobs.sum() - 1.3 * entropy.sum()).backward()
+        assert inputs[0].grad.isnan().any(1).nonzero().flatten().tolist() == [5]
