@@ -85,7 +85,7 @@ from trainer.sampling.teca_requests import Decoded
 log = logging.getLogger(__name__)
 
 TECA_SOURCES = ("auto", "rollout", "scoring")
-HEAD_MODES = ("one_pass", "two_pass")
+HEAD_MODES = ("two_pass", "one_pass")
 _REWARD_KEYWORDS = ("teca", "entropy_sum")
 _DECODED = "decoded"  # what a rollout_func of ours returns: a teca_requests.Decoded per completion
 _ROLLOUT_ENTROPIES = "rollout_entropies"  # (B, C) in the batches of TRL
@@ -105,7 +105,7 @@ class CERTrainer(trl.GRPOTrainer):
         early_exit: the rule that ends a response's thinking, or None.
         share_prompts: run a prompt once for all its completions in a micro-batch, where that is less work and the model
             allows it (trainer/shared_prompts.py); otherwise, or if False, every row runs with its own.
-        head_mode: "one_pass" or "two_pass"; see this file's header.
+        head_mode: "two_pass" or "one_pass"; see this file's header.
 
     Raises:
         ValueError: at construction, where the model's head can't be served, where the data already has a column of one
@@ -124,7 +124,7 @@ class CERTrainer(trl.GRPOTrainer):
         teca_source: str = "auto",
         early_exit: EarlyExit | None = None,
         share_prompts: bool = True,
-        head_mode: str = "one_pass",
+        head_mode: str = "two_pass",
         **kwargs,
     ):
         for name, value, choices in (("teca_source", teca_source, TECA_SOURCES), ("head_mode", head_mode, HEAD_MODES)):

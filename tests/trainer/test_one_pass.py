@@ -513,5 +513,5 @@ def test_runs_in_both_modes_are_the_same(load_model, tokenizer, config, caplog, 
 
 
 def test_an_unknown_mode_is_refused(load_model):
-    with pytest.raises(ValueError, match="head_mode is 'three_pass': expected one of one_pass, two_pass"):
+    with pytest.raises(ValueError, match="head_mode is 'three_pass': expected one of two_pass, one_pass"):
         CERTrainer(load_model(), count_reward, head_mode="three_pass")

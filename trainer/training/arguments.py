@@ -178,11 +178,11 @@ class RunArguments:
         ),
     )
     head_mode: str = field(
-        default="one_pass",
+        default="two_pass",
         metadata=about(
             "How often the head makes its logits in training: two_pass (for the values, and again in the backward), "
             "one_pass (once, with the gradient of the loss asked for token by token; the same loss and gradients, one "
-            "product fewer; where the loss cannot be known so, a line says why and two passes are made)."
+            "product fewer, and the logits of some rows in memory; where the loss cannot be known so, a line says why and two passes are made)."
         ),
     )
     early_exit: float | None = field(
@@ -217,7 +217,7 @@ class RunArguments:
         _check_choice("tiny_design", self.tiny_design, tuple(DESIGNS))
         _check_choice("sampler", self.sampler, ("auto", "embedded", "trl"))
         _check_choice("teca_source", self.teca_source, ("auto", "rollout", "scoring"))
-        _check_choice("head_mode", self.head_mode, ("one_pass", "two_pass"))
+        _check_choice("head_mode", self.head_mode, ("two_pass", "one_pass"))
         self.controls = [name for name in self.controls if name != "none"]
         for option_name in ("reward", "controls"):
             for name in getattr(self, option_name):
