@@ -22,6 +22,9 @@ PREFERRED_ROWS = {"cpu": 512, "cuda": 4096}
 # On CPU a tile of 512 x 2048 float32 (4 MiB) is folded while it is still in the cache, and is no new memory to page in;
 # one of 64 MiB made the whole forward half as slow again (D = 256). CUDA tiles are as wide as the workspace allows.
 PREFERRED_COLUMNS = {"cpu": 2048, "cuda": 2**31}
+# Where a logit costs little (D <= 128, bfloat16 forward), the tile's way through the caches is most of it: 512 x 512
+# (1 MiB) stays in the second level. 512 x 64 x 151936 on one thread: product and fold 61 ms instead of 77.
+NARROW_WIDTH, NARROW_COLUMNS = 128, 512
 FEWEST_COLUMNS = 64
 # The rows of a tile begin a multiple of this many elements apart: cuBLAS multiplies 16-bit operands whose rows are not
 # aligned to 16 bytes by slower kernels, and an odd vocabulary has a last tile of any width. On a CPU rows follow one
@@ -215,6 +218,8 @@ def plan_head(
         )
     columns = PREFERRED_COLUMNS[device]
     if long_tiles:
+        if width <= NARROW_WIDTH:
+            columns = NARROW_COLUMNS
         columns *= max(1, PREFERRED_ROWS[device] // rows)
     return plan_tiles(
         rows,
