@@ -335,7 +335,7 @@ def linear_logprobs_and_entropy(
         weight: (V, D), of the same dtype and device, any strides; V >= 1.
         target: (...), int64 (int32 is cast), token indices in [0, V), or `ignore_index`. Or (..., K), several targets
             a row, where no group is given: logprobs is then (..., K), the rest (...); details in
-            :func:`linear_target_statistics`.
+            `linear_target_statistics`.
         bias: None, or (V,) of the same dtype and device.
         temperature: T, a positive finite number, or a floating point tensor (...) with one per row.
         logit_scale: factor on the logits before the cap.

@@ -318,12 +318,10 @@ def linear_target_statistics(
     workspace_bytes: int | None = None,
     validate: bool | None = None,
 ) -> TargetStatistics:
-    r"""Log-probabilities, logits and top-1 of one or several targets a row, with the row's entropy and lse.
+    """Log-probabilities, logits and top-1 of one or several targets a row, with the row's entropy and lse.
 
-    .. math::
-        z = \mathrm{softcap} \cdot \tanh(\mathrm{logit\_scale} \cdot (h W^\top + b) / \mathrm{softcap}) / T, \quad
-        \mathrm{logprob}_k = z_{\mathrm{target}_k} - \log \sum_j e^{z_j}, \quad
-        \mathrm{is\_top1}_k = [z_{\mathrm{target}_k} = \max_j z_j]
+        z = softcap * tanh(logit_scale * (h W^T + b) / softcap) / T
+        logprob_k = z_target_k - log sum_j e^z_j        is_top1_k = [z_target_k = max_j z_j]
 
     For distillation against a teacher's top-k, for rejection sampling and speculative decoding (was the token the
     greedy one?), for losses on logits. All targets of a row are read out of the same tiles: K of them cost no product
@@ -342,7 +340,7 @@ def linear_target_statistics(
             lse are 0 too, and it takes no part.
         workspace_bytes: most memory for tiles of logits; None: 32 MiB on CPU, 256 MiB on CUDA. Besides it a call takes
             O(N D + N K).
-        validate: as in :func:`linear_logprobs_and_entropy`; unvalidated bad targets are NaN, with their row's entropy
+        validate: as in `linear_logprobs_and_entropy`; unvalidated bad targets are NaN, with their row's entropy
             and lse.
 
     Returns:
@@ -355,7 +353,7 @@ def linear_target_statistics(
 
     Source: csrc/softmax_state.h; TRL's fused head has the same `is_top1` but for ties.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from cer_ext import linear_target_statistics
         >>> hidden = torch.eye(2)
@@ -400,11 +398,10 @@ def linear_topk_logprobs(
     workspace_bytes: int | None = None,
     validate: bool | None = None,
 ) -> TopK:
-    r"""The k most probable tokens of each row and their log-probabilities, with the entropy of the whole distribution.
+    """The k most probable tokens of each row and their log-probabilities, with the entropy of the whole distribution.
 
-    .. math::
-        z = \mathrm{softcap} \cdot \tanh(\mathrm{logit\_scale} \cdot (h W^\top + b) / \mathrm{softcap}) / T, \quad
-        \mathrm{logprob}_i = z_{(i)} - \log \sum_j e^{z_j}, \quad z_{(1)} \ge z_{(2)} \ge \dots
+        z = softcap * tanh(logit_scale * (h W^T + b) / softcap) / T
+        logprob_i = z_(i) - log sum_j e^z_j             z_(1) >= z_(2) >= ...
 
     What a teacher hands to a student, without its logits. Which tokens they are has no gradient; their
     log-probabilities and the entropy have, with respect to `hidden`, `weight` and `bias`.
@@ -414,7 +411,10 @@ def linear_topk_logprobs(
         weight: (V, D), of the same dtype and device, any strides.
         k: how many, 1 <= k <= V.
         bias: None, or (V,) of the same dtype and device.
-        temperature, softcap, workspace_bytes, validate: as in :func:`linear_target_statistics`.
+        temperature: as in `linear_target_statistics`.
+        softcap: as there.
+        workspace_bytes: as there.
+        validate: as there.
         logit_scale: factor on the logits before the cap; not 0, where all of them would be one.
 
     Returns:
@@ -422,9 +422,9 @@ def linear_topk_logprobs(
         int64, in any order among equals; (...).
 
     Raises:
-        TypeError, ValueError, RuntimeError: as :func:`linear_target_statistics`; a `k` that is not in [1, V].
+        TypeError, ValueError, RuntimeError: as `linear_target_statistics`; a `k` that is not in [1, V].
 
-    Example:
+    Examples:
         >>> import torch
         >>> from cer_ext import linear_topk_logprobs
         >>> weight = torch.tensor([[0.0, 1.0], [0.0, 2.0], [0.0, 0.0]])

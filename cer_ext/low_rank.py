@@ -176,7 +176,7 @@ def low_rank_logprobs_and_entropy(
         low_hidden: (N, r), of the same dtype and device.
         low_weight: (V, r), likewise.
         bias: None, or (V,), likewise.
-        options: as in :func:`cer_ext.linear_logprobs_and_entropy`. Memory beside the workspace: O(N D) and, where its
+        options: as in `cer_ext.linear_logprobs_and_entropy`. Memory beside the workspace: O(N D) and, where its
             gradient is wanted, O(V r).
 
     Returns:

@@ -228,7 +228,7 @@ def linear_target_statistics(
     workspace_bytes: int | None = None,
     validate: bool | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """As :func:`cer_ext.linear_target_statistics`: logprobs, logits, is_top1, entropy, lse."""
+    """As `cer_ext.linear_target_statistics`: logprobs, logits, is_top1, entropy, lse."""
     del workspace_bytes
     several = target.long() if target.dim() == hidden.dim() else target.long()[..., None]  # (..., K)
     bad = _check_target(several, ignore_index, weight.shape[0], validate)

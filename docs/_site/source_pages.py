@@ -21,7 +21,16 @@ from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parents[2]
 LINK = re.compile(r"\]\(((?:\.\./)+[^)#\s]+)(#[^)\s]*)?\)")
-LANGUAGES = {".py": "python", ".yaml": "yaml", ".yml": "yaml", ".sh": "bash", ".h": "cpp", ".cpp": "cpp", ".cuh": "cpp"}
+LANGUAGES = {
+    ".py": "python",
+    ".md": "markdown",
+    ".yaml": "yaml",
+    ".yml": "yaml",
+    ".sh": "bash",
+    ".h": "cpp",
+    ".cpp": "cpp",
+    ".cuh": "cpp",
+}
 
 
 def target_of(link: str, page: str) -> Path | None:
