@@ -95,3 +95,11 @@ def test_every_public_name_is_on_an_api_page():
         module = getattr(rewards, name).__module__
         shown = rf"^::: ({re.escape(module)}|trainer\.rewards\.{name})$"
         assert re.search(shown, functions, re.MULTILINE), name
+
+
+def test_docstrings_are_markdown():
+    """The site shows them as it: roles and directives of another markup would stand there as they are."""
+    for package in ("cer_ext", "trainer", "cer_verl"):
+        for path in (ROOT / package).rglob("*.py"):
+            found = re.findall(r":(?:func|class|mod|meth):`|^ *\.\. [a-z]+::", path.read_text("utf-8"), re.MULTILINE)
+            assert not found, f"{path.relative_to(ROOT)}: {found}"
