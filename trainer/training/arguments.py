@@ -182,8 +182,8 @@ class RunArguments:
         metadata=about(
             "How often the head makes its logits in training: two_pass (for the values, and again in the backward), "
             "one_pass (once, with the gradient of the loss asked for token by token; the same loss and gradients, one "
-            "product fewer, and the logits of some rows in memory; where the loss cannot be known so, a line says why and "
-            "two passes are made)."
+            "product fewer, and the logits of some rows in memory; where the loss cannot be known so, a line says why "
+            "and two passes are made)."
         ),
     )
     early_exit: float | None = field(
