@@ -19,7 +19,8 @@ of [h, u] and [W, B], which is one (V, D + r) copy a pass.
 
 A head that is sharded is gathered for the product, and its gradient is the mean over the processes, as of every other
 parameter. Nobody calls the head's own forward, so the frameworks' hooks on it never fire. FSDP2: the model's forward
-has gathered it where it shares a group with another module; where it does not, it is gathered and reduced here. ZeRO-3:
+has gathered it where it shares a group with another module; where it does not, it is gathered and reduced here, or the
+tokens are, where that is less (head_over_ranks.py). ZeRO-3:
 DeepSpeed is told that the model's forward uses it, gathers it with the model's own parameters, forward and backward,
 and reduces the gradient.
 
@@ -60,6 +61,7 @@ from trl.trainer.utils import FusedCausalLMOutput, maybe_gather_lm_head_ctx
 from cer_ext import linear_logprobs_and_entropy
 from cer_ext.low_rank import low_rank_logprobs_and_entropy
 from trainer import shared_prompts
+from trainer.head_over_ranks import score_over_ranks
 from trainer.one_pass_head import Prediction, logprobs_and_entropy_in_one_pass
 from trainer.unsharded import whole_weight
 
@@ -222,6 +224,10 @@ def _score(
         dtype = hidden.dtype
     head = active_head(head)
     with torch.autocast(device_type, enabled=False), _gathered_by_zero3(model, head):
+        if loss_ahead is None and not _is_lora_linear(head):
+            scored = score_over_ranks(head, hidden.to(dtype), target, return_entropy=return_entropy, **transform)
+            if scored is not None:
+                return scored
         hidden, weight, bias, low = head_parts(head, hidden.to(dtype))
         _require_equal_width(model, hidden, weight)
         if low is not None and not weight.requires_grad:
