@@ -21,6 +21,8 @@ from trainer.grading import extract_answer, grade
         ("#### 18 dollars\n\nI hope this helps.", "18 dollars"),
         ("#### \\$1,000.50\nThank you!", "\\$1,000.50"),
         ("#### Evelyn", "Evelyn"),
+        ("#### 1 000\nThank you!", "1 000"),
+        ("The answer is 1 000 apples.", "1 000 apples"),
         ("#### 5\nNo, wait. The answer is 6.", "6"),
         ("##### 3", None),
         ("The answer is 7\n#### 18", "18"),

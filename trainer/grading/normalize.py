@@ -78,6 +78,13 @@ _PLAIN_SYNONYMS = [
     (re.compile(r"\s+"), " "),
 ]
 _ROOT_AND_BRACKET = re.compile(r"\\sqrt\s*(?:\[[^\[\]]*\])?\s*\(")
+# 1 000 and 1'000. A space parts numbers as well, so it counts only in the one number of an answer: "10 20" and
+# "12 345 6" stay as they are, and so does what has digits elsewhere, but for powers of a unit (cm^2).
+_SPACED_NUMBER = re.compile(
+    r"(?P<before>(?:[^0-9\\]|\\[A-Za-z]+ ?\{|\\[$,;:! ])*)(?<![.,/'^_])(?P<number>[1-9][0-9]{0,2}(?: [0-9]{3})+)"
+    r"(?P<after>(?:[.][0-9]+)?(?! ?[0-9^!_'])(?:[^0-9]|(?<=\^)[0-9]|(?<=\^\{)[0-9])*)"
+)
+_APOSTROPHES = re.compile(r"(?<![0-9A-Za-z.'])(?<![0-9],)[1-9][0-9]{0,2}(?:'[0-9]{3})+(?![0-9'])")
 _PLAIN = re.compile(r"[-+]?[0-9][0-9,./]*[0-9]|[0-9]")
 _WRAPPERS = [
     ("$$", "$$"),
@@ -102,6 +109,7 @@ def normalize(text: str) -> str:
         text = spell_in_ascii(text)
     if "\\" in text or "~" in text or "{,}" in text:
         text = strip_layout(text)
+    text = _join_thousands(text)
     text = _unwrap(text)
     text = _drop_maths_delimiters(text)
     for pattern, replacement in _PLAIN_SYNONYMS:
@@ -116,6 +124,13 @@ def normalize(text: str) -> str:
             text = pattern.sub(replacement, text)
         text = _root_of_brackets(text)
     return _without_stop(text).lstrip("=: ").strip()
+
+
+def _join_thousands(text: str) -> str:
+    """Spaces and apostrophes between groups of three digits taken out; see above."""
+    if found := _SPACED_NUMBER.fullmatch(text):
+        text = found["before"] + found["number"].replace(" ", "") + found["after"]
+    return _APOSTROPHES.sub(lambda number: number[0].replace("'", ""), text)
 
 
 def _without_stop(text: str) -> str:
