@@ -17,6 +17,9 @@ from typing import NoReturn
 def _run(module: str) -> NoReturn:
     """Run `python -m MODULE` in this process, with the words of this command line."""
     _require_own_trainer()
+    from trainer.console.interrupt import end_at_once
+
+    end_at_once()
     runpy.run_module(module, run_name="__main__", alter_sys=True)
     sys.exit(0)
 

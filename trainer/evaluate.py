@@ -20,6 +20,7 @@ import sys
 from trainer.catalogue.data_sets import DATA_SETS, EMBEDDED
 from trainer.catalogue.methods import METHODS
 from trainer.console.closed_pipe import outlive_readers
+from trainer.console.interrupt import ending_at_once, unwind_again
 from trainer.console.output_directory import output_directory
 from trainer.evaluation.requests import DTYPES, ENGINES, Sampling
 from trainer.sampling.early_exit import DEFAULT_TEXT
@@ -149,18 +150,21 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     arguments = parser().parse_args(argv)
+    interrupted = f"\ninterrupted; the same command continues {arguments.output}"
     try:
         check_options(arguments)
         if arguments.score:
-            from trainer.evaluation.run_scoring import score  # here: --help and wrong options need no torch
+            with ending_at_once(interrupted):
+                from trainer.evaluation.run_scoring import score  # here: --help and wrong options need no torch
 
             score(arguments)
         else:
-            from trainer.evaluation.run_generation import generate
+            with ending_at_once(interrupted):
+                from trainer.evaluation.run_generation import generate
 
             generate(arguments)
     except KeyboardInterrupt:
-        print(f"\ninterrupted; the same command continues {arguments.output}", file=sys.stderr)
+        print(interrupted, file=sys.stderr)
         return 130
     except (ValueError, OSError, ModuleNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -177,4 +181,5 @@ def main(argv: list[str] | None = None) -> int:
 
 if __name__ == "__main__":
     outlive_readers()
+    unwind_again()
     sys.exit(main())

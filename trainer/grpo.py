@@ -13,9 +13,12 @@ from pathlib import Path
 
 from trainer.catalogue.data_sets import DATA_SETS
 from trainer.console.closed_pipe import outlive_readers
+from trainer.console.interrupt import ending_at_once, unwind_again
 from trainer.sampling import vllm_support
 from trainer.training import arguments
 from trainer.training.launch import check_launch, sharding_asked_for
+
+STOPPED = "\nStopped."
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -28,7 +31,7 @@ def main(argv: list[str] | None = None) -> int:
         arguments.make_parser().print_help()
         return 0
     try:
-        with vllm_support.trl_version_warnings_quiet():
+        with ending_at_once(STOPPED), vllm_support.trl_version_warnings_quiet():
             run, config, model = arguments.parse(argv)
         check_launch(config)
         if config.use_vllm:
@@ -37,7 +40,8 @@ def main(argv: list[str] | None = None) -> int:
         command = arguments.command_without_resume(argv)
         with _this_process_alone(config, command):
             if run.dataset == arguments.TINY:
-                from trainer.experiment.run import run_experiment
+                with ending_at_once(STOPPED):
+                    from trainer.experiment.run import run_experiment
 
                 return run_experiment(run, config, command)
             return train(run, config, model, command)
@@ -49,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"Stopped: the disk is full ({error}). Free some space; what was saved stays.", file=sys.stderr)
         return 1
     except KeyboardInterrupt:  # training handles its own
-        print("\nStopped.", file=sys.stderr)
+        print(STOPPED, file=sys.stderr)
         return 130
 
 
@@ -163,14 +167,15 @@ def _hold_out(problems, count: int) -> tuple:
 
 def train(run: arguments.RunArguments, config, model_config, command: str) -> int:
     """Trains one policy on one data set. Returns the exit code."""
-    from trl import get_peft_config, get_quantization_config
+    with ending_at_once(STOPPED):
+        from trl import get_peft_config, get_quantization_config
 
-    from trainer.rewards import reward_function
-    from trainer.sampling.rollout import rollout
-    from trainer.training import resume_settings, start
-    from trainer.training.policy import find_weights, load_policy, load_policy_tokenizer
-    from trainer.training.run import build, carry_out, keep_prompt
-    from trainer.training.run_prompt import prompt_of_run
+        from trainer.rewards import reward_function
+        from trainer.sampling.rollout import rollout
+        from trainer.training import resume_settings, start
+        from trainer.training.policy import find_weights, load_policy, load_policy_tokenizer
+        from trainer.training.run import build, carry_out, keep_prompt
+        from trainer.training.run_prompt import prompt_of_run
 
     resume = start.resume_point(config)
     find_weights(model_config, config, run.cache_dir)
@@ -214,4 +219,5 @@ def train(run: arguments.RunArguments, config, model_config, command: str) -> in
 
 if __name__ == "__main__":
     outlive_readers()
+    unwind_again()
     sys.exit(main())

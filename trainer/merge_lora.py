@@ -35,6 +35,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import cached_file
 
 from trainer.console.closed_pipe import outlive_readers
+from trainer.console.interrupt import unwind_again
 from trainer.console.output_directory import output_directory
 from trainer.merging.adapter import AdapterFiles, find_adapter
 from trainer.merging.merge import attach, merge, require_same_vocabulary
@@ -236,9 +237,11 @@ def _file_of(model: str, revision: str | None, name: str) -> str | None:
 
 if __name__ == "__main__":
     outlive_readers()
+    unwind_again()
     try:
         sys.exit(main(parser().parse_args()))
     except (ValueError, OSError) as error:
         sys.exit(f"trainer.merge_lora: {error}")
     except KeyboardInterrupt:
-        sys.exit("trainer.merge_lora: interrupted; nothing unfinished was left")
+        print("trainer.merge_lora: interrupted; nothing unfinished was left", file=sys.stderr)
+        sys.exit(130)

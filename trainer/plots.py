@@ -24,6 +24,7 @@ import sys
 from pathlib import Path
 
 from trainer.console.closed_pipe import outlive_readers
+from trainer.console.interrupt import unwind_again
 from trainer.console.output_directory import output_directory
 from trainer.plotting import evaluation
 from trainer.plotting.case import case
@@ -149,6 +150,7 @@ def _file_name(text: str) -> str:
 
 if __name__ == "__main__":
     outlive_readers()
+    unwind_again()
     try:
         sys.exit(main(parser().parse_args()))
     except (ValueError, OSError) as error:

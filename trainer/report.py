@@ -16,6 +16,7 @@ import argparse
 import sys
 
 from trainer.console.closed_pipe import outlive_readers
+from trainer.console.interrupt import unwind_again
 from trainer.records.directories import labelled_directories
 from trainer.reporting import report_tables, tidy
 from trainer.reporting.comparison import compare
@@ -115,6 +116,7 @@ def _pairs(asked: list[str], runs: list[Run]) -> list[tuple[Row, Row]]:
 
 if __name__ == "__main__":
     outlive_readers()
+    unwind_again()
     try:
         sys.exit(main(parser().parse_args()))
     except (ValueError, FileNotFoundError) as error:

@@ -27,6 +27,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from trainer.console.closed_pipe import outlive_readers
+from trainer.console.interrupt import unwind_again
 from trainer.experiment.stages import BEFORE, Plan, Stage, figures, stages
 
 _QUICK = ("--max_steps", "1", "--completions_per_update", "4", "--num_generations", "2")
@@ -148,6 +149,7 @@ def report(plan: Plan) -> None:
 
 if __name__ == "__main__":
     outlive_readers()
+    unwind_again()
     try:
         sys.exit(main(parser().parse_args()))
     except KeyboardInterrupt:
