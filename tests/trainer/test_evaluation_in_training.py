@@ -21,6 +21,10 @@ def test_evaluation_is_logged_and_its_problems_are_not_trained_on(where, tmp_pat
     assert evaluated == [0, 1, 2]
     trained_on = settings_of(tmp_path / "run" / "checkpoint-2")["training_data"]
     assert trained_on.startswith("8 problems" if where == "held out" else "12 problems")
+    steps = [record for record in log if "time/train" in record]
+    assert [record["step"] for record in steps] == [1, 2]
+    for record in steps:  # evaluations between the steps are no part of them
+        assert min(record["time/train"], record["time/score"], record["time/generate"]) > 0
     for record in log:
         if "eval_reward" in record:
             assert record["eval_teca"] == pytest.approx(5.55, abs=0.1)  # log 262 = 5.57: an untrained model

@@ -98,11 +98,11 @@ class MeasuredMixin:
 
     def _timed(self, part: str, function):
         def timed(*args, **kwargs):
-            start = time.perf_counter()
+            start, is_step = time.perf_counter(), self.model.training  # an evaluation is no part of a step
             try:
                 return function(*args, **kwargs)
             finally:
-                self._seconds[part] += time.perf_counter() - start
+                self._seconds[part] += time.perf_counter() - start if is_step or part == "step" else 0.0
 
         return timed
 
