@@ -76,7 +76,7 @@ with vllm_support.trl_version_warnings_quiet():  # CERTrainer says once what was
 
 from trainer import loss_ahead
 from trainer.lm_head import add_fused_lm_head, evaluation_mode, has_auxiliary_loss
-from trainer.sampling import importance_correction, rollout_entropy, rollout_output
+from trainer.sampling import batch_images, importance_correction, rollout_entropy, rollout_output
 from trainer.sampling.batch_teca import BatchTeca
 from trainer.sampling.early_exit import EarlyExit
 from trainer.sampling.generate_processor import recorded_generate
@@ -244,6 +244,8 @@ class CERTrainer(trl.GRPOTrainer):
         return completion_ids, logprobs
 
     def _generate(self, prompts: list):
+        if not self.tools:  # whose images TRL hands over in another way
+            batch_images.require_no_mixture(prompts)
         self._decoded = None
         rollouts = list(super()._generate(prompts))
         prompt_ids, completion_ids, tool_mask, _, _, extra_fields, images, _ = rollouts
@@ -297,7 +299,7 @@ class CERTrainer(trl.GRPOTrainer):
         num_iterations = self.num_iterations
         try:
             with self._without_trls_correction():
-                output = super()._generate_and_score_completions(inputs)
+                output = super()._generate_and_score_completions(batch_images.without_absent_images(inputs))
         finally:
             self.num_iterations, self._completion_lengths = num_iterations, None
         if self._made_trl_score:

@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from datasets import Dataset
 from peft import LoraConfig
 from same_run import compare
 from tiny_vision import make_processor, make_vision_model, pictures
@@ -136,6 +137,52 @@ def test_a_rollout_func_of_a_vision_model_is_scored_with_the_images_of_the_data(
     trainer.train()
     assert inspector.rows == 8
     assert inspector.effect > 0.01
+
+
+def some_pictures(absent, rows: range) -> Dataset:
+    """Eight rows, without a picture (`absent` in its place) in those that are named."""
+    every = list(pictures())
+    images = [absent if i in rows else row["images"] for i, row in enumerate(every)]
+    texts = [[{"role": "user", "content": f"w{i} w2"}] for i in range(len(every))]
+    return Dataset.from_dict({"prompt": texts, "images": images, "goal": [row["goal"] for row in every]})
+
+
+def train_on(dataset: Dataset, processor, config, reward) -> None:
+    trainer = CERTrainer(
+        make_vision_model(processor),
+        reward,
+        args=config(max_steps=1, per_device_train_batch_size=8, gradient_accumulation_steps=1, num_generations=2),
+        train_dataset=dataset,
+        processing_class=processor,
+        teca_source="scoring",
+    )
+    trainer.train()
+
+
+@pytest.mark.parametrize("absent", [[], None], ids=["empty list", "None"])
+def test_a_batch_of_which_some_rows_have_no_image_is_told_so(processor, config, absent):
+    told = r"[246] of 8 prompts of this batch have no image \(the first is row [0-7]: 'w[0246] w2'\)"
+    with pytest.raises(ValueError, match=told) as error:
+        train_on(
+            some_pictures(absent, range(0, 8, 2)),
+            processor,
+            config,
+            lambda completions, **kwargs: [0.0] * len(completions),
+        )
+    assert "give every row an image, or train the rows without one apart" in str(error.value)
+
+
+@pytest.mark.parametrize("absent", [[], None], ids=["empty list", "None"])
+def test_rows_none_of_which_has_an_image_are_trained_as_text(processor, config, absent):
+    seen = []
+
+    def reward(completions, teca, **kwargs):
+        seen.extend(teca)
+        return [float(value) for value in teca]
+
+    train_on(some_pictures(absent, range(8)), processor, config, reward)
+    assert len(seen) == 8
+    assert all(0 < value < math.log(len(processor.tokenizer)) for value in seen)
 
 
 def test_num_iterations_is_as_it_was_after_scoring_and_after_a_failure(processor, config):

@@ -5,6 +5,7 @@ grouped_attention.py   a CPU's attention, without copies of keys and values
 rollout.py             plain temperature sampling for training, as TRL's rollout_func
 early_exit.py          the rule that ends a response's thinking when its running TECA says that it has decided
 running_teca.py        entropies and the rule of many responses, in tensors on the engine's device
+batch_images.py        rows with and without an image in one batch
 batch_teca.py          the same for a batch decoded together; generate_processor.py: in generate of transformers
 rollout_entropy.py     entropies from decoding as training needs them, and how far they are from the training forward's
 importance_correction.py  TRL's correction for the engine that samples, out of the training forward
