@@ -70,6 +70,13 @@ CASES = {
         "qwen3", {"beta": 0.1, **ALIGNED, "bf16": True}, shardings=("fsdp2",), stock=False
     ),
 }
+
+
+def ours_of(case: Case) -> dict:
+    """What only CERTrainer takes. In bfloat16 a shared prompt rounds otherwise than one run alone."""
+    return {"head_mode": case.head_mode, "share_prompts": not case.arguments.get("bf16")}
+
+
 TRAINERS = {"ours": CERTrainer, "stock": GRPOTrainer}
 
 
@@ -162,7 +169,7 @@ def run(sharding: str, case: Case, trainer_class: type, folder: Path) -> dict:
         train_dataset=prompts(),
         processing_class=tokenizer,
         peft_config=lora,
-        **({} if trainer_class is GRPOTrainer else {"head_mode": case.head_mode}),
+        **({} if trainer_class is GRPOTrainer else ours_of(case)),
     )
     rewards.trainer = trainer
     dtypes = set()

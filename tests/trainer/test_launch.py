@@ -132,7 +132,7 @@ def test_what_there_is_is_told_in_words(found, told):
 
 
 def test_options_of_the_page_on_several_nodes_exist_and_its_script_is_bash():
-    page = (Path(launch.__file__).parents[2] / "docs/multi-node.md").read_text()
+    page = (Path(__file__).parents[2] / "docs/multi-node.md").read_text()
     script = page.split("```bash\n")[1].split("```")[0]
     assert subprocess.run(["bash", "-n"], input=script, text=True, capture_output=True).returncode == 0
     command = script.split("-m trainer.grpo")[1].split("code=$?")[0]

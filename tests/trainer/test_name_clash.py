@@ -50,6 +50,19 @@ def uninstall_theirs(site: Path) -> None:
     shutil.rmtree(site / "trainer-0.0.36.dist-info")
 
 
+def hide_what_is_installed(site: Path) -> None:
+    """Where the project itself is installed, that copy is whole, and would be found behind the one without a file."""
+    (site / "sitecustomize.py").write_text(
+        "import sys\n"
+        "from importlib.machinery import PathFinder\n"
+        "class Here:\n"
+        "    @staticmethod\n"
+        "    def find_spec(name, path=None, target=None):\n"
+        f"        return PathFinder.find_spec(name, [{str(site)!r}]) if name == 'trainer' else None\n"
+        "sys.meta_path.insert(0, Here)\n"
+    )
+
+
 def run(site: Path, *words: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(site)}
     return subprocess.run(
@@ -105,6 +118,7 @@ def test_ours_after_theirs_was_uninstalled_lacks_a_file(tmp_path):
     install_ours(tmp_path / "site")
     install_theirs(tmp_path / "site")
     uninstall_theirs(tmp_path / "site")
+    hide_what_is_installed(tmp_path / "site")
     with pytest.raises(ImportError, match=r"__init__\.py is missing: another distribution .* was probably uninstalled"):
         require_own_package(tmp_path / "site" / "trainer")
     for words in (("-m", "trainer.report", "--published"), REPORT):
